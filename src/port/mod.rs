@@ -1,0 +1,206 @@
+//! Where packets come from and go to.
+//!
+//! A [`Port`] belongs to the control thread and is only ever opened, described and closed there. Its queues move to
+//! the pollers: each [`RxQueue`] to one, a [`TxQueue`] to each, because any poller may send to any port.
+//!
+//! - [`spec`]: `NAME[,type=KIND][,option=value…]`
+//! - [`sim`]: in memory, filled by command or by a traffic generator
+//! - [`pcap`]: capture files
+//! - [`tap`]: a TAP interface of our own
+//! - [`packet_socket`]: AF_PACKET on an existing interface
+//! - [`handoff`]: one transmit queue for all pollers, where a device has no more
+//!
+//! To add a kind: a row in [`spec::Kind`], a file here, an arm in [`open`].
+
+pub mod handoff;
+pub mod packet_socket;
+pub mod pcap;
+pub mod sim;
+pub mod spec;
+pub mod tap;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::flow::PortNo;
+use crate::packet::{Packet, Pool};
+
+pub use spec::{Kind, PortSpec};
+
+/// What a port is and can do; fixed while it is open, but for [`Port::mtu`].
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PortInfo {
+    pub name: String,
+    pub number: PortNo,
+    pub kind: Kind,
+    /// Of the interface behind it, where there is one.
+    pub ifindex: Option<u32>,
+    pub rx_queues: usize,
+    /// Finishes partial checksums, so that a frame may be sent with one.
+    pub tx_checksum: bool,
+    /// Cuts frames into segments, so that a frame may be sent whole.
+    pub tx_segment: bool,
+    /// The most frames that can wait in one receive queue, for deciding when old marks have left it.
+    pub ring: u64,
+}
+
+/// An open port, owned by the control thread.
+pub trait Port: Send {
+    fn info(&self) -> &PortInfo;
+
+    /// The longest frame payload behind the Ethernet header (and VLAN tags), in bytes, as of now.
+    fn mtu(&self) -> usize;
+
+    /// Takes the receive queues; each goes to one poller. Empty the second time.
+    fn take_rx(&mut self) -> Vec<Box<dyn RxQueue>>;
+
+    /// One more transmit queue, or `None` where the device has no more: the rest then share through [`handoff`].
+    fn open_tx(&mut self) -> io::Result<Option<Box<dyn TxQueue>>>;
+
+    /// Makes `frame` arrive at receive queue `queue`, as if from a wire. Only for ports in memory.
+    fn inject(&self, queue: usize, frame: &[u8]) -> Result<(), InjectError> {
+        let _ = (queue, frame);
+        Err(InjectError::Unsupported)
+    }
+
+    /// Device settings worth showing, as `(name, value)`.
+    fn details(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+}
+
+/// Why a frame could not be made to arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum InjectError {
+    #[error("no such dummy netdev")]
+    Unsupported,
+    #[error("bad rx queue id.")]
+    Queue,
+    #[error("the receive queue is full")]
+    Full,
+    #[error("the port is down")]
+    Down,
+}
+
+/// One receive queue, owned by one poller.
+pub trait RxQueue: Send {
+    /// Appends up to [`BATCH`](crate::packet::BATCH) frames to the empty list `into`, in order of arrival, with `meta.in_port` set; never waits.
+    ///
+    /// # Errors
+    /// The device is gone or broken: the poller reports it and does not ask this queue again.
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()>;
+
+    /// What becomes readable when a frame arrives; `None` for queues that only time fills.
+    fn readable(&self) -> Option<BorrowedFd<'_>>;
+
+    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned.
+    fn next_due(&self) -> Option<Instant> {
+        None
+    }
+
+    /// Frames that the device dropped before we took them, since the queue was opened.
+    fn missed(&mut self) -> u64 {
+        0
+    }
+}
+
+/// One transmit queue, owned by one poller.
+pub trait TxQueue: Send {
+    /// Sends `packets` in order and leaves the list empty; what cannot be sent now is dropped and counted in the answer. Never waits.
+    /// Frames are no longer than the MTU allows and carry no [`Offload`](crate::packet::Offload) that [`PortInfo`] does not promise to finish.
+    fn transmit(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent;
+}
+
+/// What became of a list of packets. Each is in one of the counts.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Sent {
+    pub packets: u64,
+    pub bytes: u64,
+    /// The device had no room.
+    pub full: u64,
+    /// The device refused them (down, gone, too long for it).
+    pub failed: u64,
+}
+
+/// How far a receive queue has been emptied: what tells when frames that an old mark was stamped on are gone.
+///
+/// # Thread-safety
+/// The queue's poller writes, the offload worker reads.
+#[derive(Default, Debug)]
+pub struct RxProgress {
+    /// Frames taken so far.
+    taken: AtomicU64,
+    /// Times that the queue was seen empty.
+    empty: AtomicU64,
+    closed: AtomicBool,
+    ring: u64,
+}
+
+impl RxProgress {
+    pub fn new(ring: u64) -> RxProgress {
+        RxProgress { ring, ..RxProgress::default() }
+    }
+
+    /// The poller took `n` frames in one look; fewer than a batch means that the queue was then empty.
+    #[inline]
+    pub fn took(&self, n: usize) {
+        // One writer: plain load and store. Release: whoever sees the new count also sees what was done with earlier frames.
+        if n > 0 {
+            self.taken.store(self.taken.load(Ordering::Relaxed) + n as u64, Ordering::Release);
+        }
+        if n < crate::packet::BATCH {
+            self.empty.store(self.empty.load(Ordering::Relaxed) + 1, Ordering::Release);
+        }
+    }
+
+    /// The queue will not be asked again.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Remembers where the queue stands.
+    pub fn mark_point(&self) -> RxPoint {
+        RxPoint { taken: self.taken.load(Ordering::Acquire), empty: self.empty.load(Ordering::Acquire) }
+    }
+
+    /// Whether every frame that was in the queue at `point` has been taken.
+    pub fn turned_over_since(&self, point: &RxPoint) -> bool {
+        self.closed.load(Ordering::Acquire)
+            // Two, not one: a look that was under way at the point may have ended empty before the point's last frame came.
+            || self.empty.load(Ordering::Acquire) >= point.empty + 2
+            || self.taken.load(Ordering::Acquire) >= point.taken + self.ring + crate::packet::BATCH as u64
+    }
+}
+
+/// A place in a receive queue's history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RxPoint {
+    taken: u64,
+    empty: u64,
+}
+
+/// Opens the port that `spec` describes, as port `number`.
+///
+/// # Errors
+/// Says what is missing: interface, file, permission, option.
+pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError> {
+    match spec.kind {
+        Kind::Sim => sim::open(spec, number),
+        Kind::Pcap => pcap::open(spec, number),
+        Kind::Tap => tap::open(spec, number),
+        Kind::Packet => packet_socket::open(spec, number),
+    }
+}
+
+/// Why a port could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("port {port}: option {option}={value}: {expected}")]
+    Option { port: String, option: String, value: String, expected: String },
+    #[error("port {port}: {what}: {source}")]
+    Io { port: String, what: String, source: io::Error },
+    #[error("port {port}: {what}")]
+    Other { port: String, what: String },
+}

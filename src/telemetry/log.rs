@@ -1,0 +1,1 @@
+//! Log output through `env_logger`, with levels changeable per module at run time.
