@@ -160,6 +160,10 @@ impl RxProgress {
         self.closed.store(true, Ordering::Release);
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Remembers where the queue stands.
     pub fn mark_point(&self) -> RxPoint {
         RxPoint { taken: self.taken.load(Ordering::Acquire), empty: self.empty.load(Ordering::Acquire) }
