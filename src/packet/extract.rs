@@ -261,7 +261,7 @@ const AUTHENTICATION: u8 = 51;
 const DESTINATION: u8 = 60;
 
 #[inline(always)]
-fn is_extension(proto: u8) -> bool {
+pub(super) fn is_extension(proto: u8) -> bool {
     matches!(proto, HOP_BY_HOP | ROUTING | IPV6_FRAGMENT | AUTHENTICATION | DESTINATION)
 }
 
