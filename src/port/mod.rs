@@ -9,15 +9,20 @@
 //! - [`tap`]: a TAP interface of our own
 //! - [`packet_socket`]: AF_PACKET on an existing interface
 //! - [`handoff`]: one transmit queue for all pollers, where a device has no more
+//! - [`capture`], [`generator`], [`pace`], [`vnet`]: capture files, made-up traffic, frames a second, virtio-net headers
 //!
 //! To add a kind: a row in [`spec::Kind`], a file here, an arm in [`open`].
 
+pub mod capture;
+pub mod generator;
 pub mod handoff;
+pub mod pace;
 pub mod packet_socket;
 pub mod pcap;
 pub mod sim;
 pub mod spec;
 pub mod tap;
+pub mod vnet;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -27,7 +32,7 @@ use std::time::Instant;
 use crate::flow::PortNo;
 use crate::packet::{Packet, Pool};
 
-pub use spec::{Kind, PortSpec};
+pub use spec::{Kind, PortSpec, SpecError};
 
 /// What a port is and can do; fixed while it is open, but for [`Port::mtu`].
 #[derive(Clone, Debug, serde::Serialize)]
@@ -65,6 +70,12 @@ pub trait Port: Send {
         Err(InjectError::Unsupported)
     }
 
+    /// Plugs the wire in or out; `false`: this kind of port has none to plug. Only for ports in memory.
+    fn set_up(&self, up: bool) -> bool {
+        let _ = up;
+        false
+    }
+
     /// Device settings worth showing, as `(name, value)`.
     fn details(&self) -> Vec<(&'static str, String)> {
         Vec::new()
@@ -82,6 +93,8 @@ pub enum InjectError {
     Full,
     #[error("the port is down")]
     Down,
+    #[error("the frame is longer than {} bytes", crate::packet::MAX_FRAME)]
+    TooLong,
 }
 
 /// One receive queue, owned by one poller.
@@ -95,7 +108,7 @@ pub trait RxQueue: Send {
     /// What becomes readable when a frame arrives; `None` for queues that only time fills.
     fn readable(&self) -> Option<BorrowedFd<'_>>;
 
-    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned.
+    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned. Time begins with the first [`RxQueue::receive`].
     fn next_due(&self) -> Option<Instant> {
         None
     }
@@ -122,6 +135,17 @@ pub struct Sent {
     pub full: u64,
     /// The device refused them (down, gone, too long for it).
     pub failed: u64,
+}
+
+impl Sent {
+    /// Adds what became of another list.
+    #[inline]
+    pub fn add(&mut self, other: Sent) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.full += other.full;
+        self.failed += other.failed;
+    }
 }
 
 /// How far a receive queue has been emptied: what tells when frames that an old mark was stamped on are gone.
@@ -190,6 +214,7 @@ pub struct RxPoint {
 /// # Errors
 /// Says what is missing: interface, file, permission, option.
 pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError> {
+    spec.check()?;
     match spec.kind {
         Kind::Sim => sim::open(spec, number),
         Kind::Pcap => pcap::open(spec, number),
@@ -201,6 +226,8 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
 /// Why a port could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     #[error("port {port}: option {option}={value}: {expected}")]
     Option { port: String, option: String, value: String, expected: String },
     #[error("port {port}: {what}: {source}")]

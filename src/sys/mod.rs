@@ -1,4 +1,14 @@
 //! The only unsafe code: what no well-kept crate gives safely, each thing behind a safe type.
 //!
 //! Every block carries the argument why it is sound. Nothing outside this folder may write `unsafe`.
+//!
+//! - [`mmsg`]: many messages in one system call
+//! - [`packet`]: what is peculiar to AF_PACKET sockets
+//! - [`netdev`]: what an interface is and how it is set, asked by name
+//! - [`tap`]: TAP interfaces of our own
 #![allow(unsafe_code)]
+
+pub mod mmsg;
+pub mod netdev;
+pub mod packet;
+pub mod tap;

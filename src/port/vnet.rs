@@ -1,0 +1,178 @@
+//! The virtio-net header that TAP devices and packet sockets put in front of a frame.
+//!
+//! It says what a kernel left undone (a checksum to finish, a frame to cut), in both directions, so that such frames
+//! cross the switch whole. Layout: Virtual I/O Device v1.2 §5.1.6, the ten legacy bytes, in the machine's own byte
+//! order (`TUNSETVNETLE` is off; packet sockets know no other).
+//!
+//! ```text
+//!  0      1         2        4         6           8            10
+//!  flags  gso_type  hdr_len  gso_size  csum_start  csum_offset
+//! ```
+
+use crate::packet::{Offload, PartialChecksum, SegmentKind, Segmentation};
+
+/// Bytes of the header.
+pub const LEN: usize = 10;
+
+const NEEDS_CSUM: u8 = 1;
+
+const GSO_NONE: u8 = 0;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_UDP_L4: u8 = 5;
+const GSO_ECN: u8 = 0x80;
+
+/// The header describes nothing that can be done to its frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Malformed;
+
+/// Reads a header whose frame has `frame_len` bytes, the first `inserted` of which the header does not know of.
+///
+/// # Errors
+/// The checksum field lies outside the frame, pieces would be empty, or the kind of segmentation is unknown (UDP fragmentation
+/// offload among them, which Linux gave up with 4.14). Such a frame is to be dropped: nobody can finish it.
+#[inline]
+pub fn decode(header: &[u8; LEN], frame_len: usize, inserted: u16) -> Result<Offload, Malformed> {
+    if header[0] & NEEDS_CSUM == 0 && header[1] == GSO_NONE {
+        return Ok(Offload::default());
+    }
+    let field = |at: usize| u16::from_ne_bytes([header[at], header[at + 1]]);
+    let mut offload = Offload::default();
+    if header[0] & NEEDS_CSUM != 0 {
+        let start = field(6).checked_add(inserted).ok_or(Malformed)?;
+        let offset = field(8);
+        if usize::from(start) + usize::from(offset) + 2 > frame_len {
+            return Err(Malformed);
+        }
+        offload.checksum = Some(PartialChecksum { start, offset });
+    }
+    let kind = match header[1] & !GSO_ECN {
+        GSO_NONE => return Ok(offload),
+        GSO_TCPV4 => SegmentKind::TcpIpv4,
+        GSO_TCPV6 => SegmentKind::TcpIpv6,
+        GSO_UDP_L4 => SegmentKind::Udp,
+        _ => return Err(Malformed),
+    };
+    let size = field(4);
+    if size == 0 {
+        return Err(Malformed);
+    }
+    offload.segment = Some(Segmentation { kind, size, ecn: header[1] & GSO_ECN != 0 });
+    Ok(offload)
+}
+
+/// The header that says what is left to do for `frame`.
+#[inline]
+pub fn encode(offload: &Offload, frame: &[u8]) -> [u8; LEN] {
+    let mut header = [0; LEN];
+    let mut put = |at: usize, value: u16| header[at..at + 2].copy_from_slice(&value.to_ne_bytes());
+    if let Some(checksum) = offload.checksum {
+        put(6, checksum.start);
+        put(8, checksum.offset);
+    }
+    if let Some(segment) = offload.segment {
+        put(2, headers_len(offload, frame));
+        put(4, segment.size);
+        let kind = match segment.kind {
+            SegmentKind::TcpIpv4 => GSO_TCPV4,
+            SegmentKind::TcpIpv6 => GSO_TCPV6,
+            SegmentKind::Udp => GSO_UDP_L4,
+        };
+        header[1] = kind | if segment.ecn { GSO_ECN } else { 0 };
+    }
+    header[0] = if offload.checksum.is_some() { NEEDS_CSUM } else { 0 };
+    header
+}
+
+/// How long the headers are that each piece repeats; 0 when that is not known. With it, the kernel copies only the headers
+/// into linear memory; without it, it looks for 64 KiB in one piece.
+fn headers_len(offload: &Offload, frame: &[u8]) -> u16 {
+    let (Some(checksum), Some(segment)) = (offload.checksum, offload.segment) else { return 0 };
+    let start = usize::from(checksum.start);
+    let transport = match segment.kind {
+        SegmentKind::Udp => 8,
+        SegmentKind::TcpIpv4 | SegmentKind::TcpIpv6 => {
+            frame.get(start + 12).map_or(0, |byte| usize::from(byte >> 4) * 4)
+        }
+    };
+    u16::try_from((start + transport).min(frame.len())).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn offloads() -> impl Strategy<Value = Offload> {
+        let checksum =
+            proptest::option::of((14u16..200, 0u16..20).prop_map(|(start, offset)| PartialChecksum { start, offset }));
+        let kind = prop_oneof![Just(SegmentKind::TcpIpv4), Just(SegmentKind::TcpIpv6), Just(SegmentKind::Udp)];
+        let segment = proptest::option::of((kind, 1u16.., any::<bool>()).prop_map(|(kind, size, ecn)| Segmentation {
+            kind,
+            size,
+            ecn,
+        }));
+        (checksum, segment).prop_map(|(checksum, segment)| Offload { checksum, segment })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(offload in offloads()) {
+            let frame = [0x50; 300];
+            prop_assert_eq!(decode(&encode(&offload, &frame), frame.len(), 0), Ok(offload));
+        }
+
+        #[test]
+        fn a_hostile_header_never_points_outside_its_frame(header: [u8; LEN], len in 0usize..70_000, inserted in 0u16..9) {
+            if let Ok(offload) = decode(&header, len, inserted) {
+                if let Some(c) = offload.checksum {
+                    prop_assert!(usize::from(c.start) + usize::from(c.offset) + 2 <= len);
+                }
+                prop_assert!(offload.segment.is_none_or(|s| s.size > 0));
+                let again = encode(&offload, &vec![0xff; len]);
+                prop_assert!(usize::from(u16::from_ne_bytes([again[2], again[3]])) <= len);
+            }
+        }
+    }
+
+    #[test]
+    fn the_header_of_a_tcp_segment_is_the_kernels() {
+        let mut frame = [0; 2_000];
+        frame[34 + 12] = 8 << 4;
+        let offload = Offload {
+            checksum: Some(PartialChecksum { start: 34, offset: 16 }),
+            segment: Some(Segmentation { kind: SegmentKind::TcpIpv4, size: 1_448, ecn: false }),
+        };
+        let mut expected = vec![1, 1];
+        for field in [66u16, 1_448, 34, 16] {
+            expected.extend(field.to_ne_bytes());
+        }
+        assert_eq!(encode(&offload, &frame)[..], expected);
+    }
+
+    #[test]
+    fn a_vlan_tag_put_back_moves_the_checksum() {
+        let mut header = [0; LEN];
+        header[0] = NEEDS_CSUM;
+        header[6..8].copy_from_slice(&34u16.to_ne_bytes());
+        header[8..10].copy_from_slice(&6u16.to_ne_bytes());
+        assert_eq!(decode(&header, 64, 4).unwrap().checksum, Some(PartialChecksum { start: 38, offset: 6 }));
+        assert_eq!(decode(&header, 45, 4), Err(Malformed));
+        header[6..8].copy_from_slice(&u16::MAX.to_ne_bytes());
+        assert_eq!(decode(&header, 1 << 20, 4), Err(Malformed));
+    }
+
+    #[test]
+    fn an_unknown_or_empty_segmentation_is_refused() {
+        let mut header = [0; LEN];
+        header[4..6].copy_from_slice(&100u16.to_ne_bytes());
+        for kind in [2, 3, 6, 0x7f] {
+            header[1] = kind;
+            assert_eq!(decode(&header, 1_000, 0), Err(Malformed));
+        }
+        header[1] = GSO_TCPV4;
+        assert!(decode(&header, 1_000, 0).is_ok());
+        header[4..6].fill(0);
+        assert_eq!(decode(&header, 1_000, 0), Err(Malformed));
+    }
+}
