@@ -267,3 +267,166 @@ fn finish(frame: &mut [u8], key: &Key, proto: u8, at: usize, pseudo: Sum) {
         _ => {}
     }
 }
+
+/// Keys that well-formed frames have, for the tests of the whole crate.
+#[cfg(test)]
+pub(crate) mod keys {
+    use super::*;
+    use crate::flow::field::WORDS;
+    use proptest::prelude::*;
+
+    /// Any key that [`extract`](crate::packet::extract::extract) gives of some well-formed frame without a port.
+    pub fn key() -> impl Strategy<Value = Key> {
+        (any::<[u64; WORDS]>(), 0..3usize, 0..7usize, 0..6usize, any::<[u8; 4]>())
+            .prop_map(|(noise, tags, kind, transport, dice)| consistent(&Key::from_words(noise), tags, kind, transport, dice))
+    }
+
+    fn consistent(noise: &Key, tags: usize, kind: usize, transport: usize, dice: [u8; 4]) -> Key {
+        use Field::*;
+        let mut key = Key::ZERO;
+        let take = |key: &mut Key, fields: &[Field]| fields.iter().for_each(|f| key.set(*f, noise.get(*f)));
+        take(&mut key, &[EthDst, EthSrc]);
+        let tpid = if dice[0] & 1 == 0 { et::VLAN } else { et::QINQ };
+        if tags > 0 {
+            take(&mut key, &[Vlan0Pcp, Vlan0Vid]);
+            key.set(Vlan0Cfi, 1u8);
+            key.set(Vlan0Tpid, tpid);
+        }
+        if tags > 1 {
+            take(&mut key, &[Vlan1Pcp, Vlan1Vid]);
+            key.set(Vlan1Cfi, 1u8);
+            key.set(Vlan1Tpid, et::VLAN);
+        }
+        let eth_type = [et::IPV4, et::IPV6, et::IPV4, et::IPV6, et::ARP, et::MPLS, et::NONE][kind];
+        key.set(EthType, if dice[1] == 0 { 0x88b5 } else { eth_type });
+        let v6 = eth_type == et::IPV6;
+        match key.eth_type() {
+            et::IPV4 => take(&mut key, &[Ipv4Src, Ipv4Dst, IpTos, IpTtl]),
+            et::IPV6 => take(&mut key, &[Ipv6Src, Ipv6Dst, Ipv6Label, IpTos, IpTtl]),
+            et::ARP => take(&mut key, &[ArpOp, ArpSha, ArpSip, ArpTha, ArpTip]),
+            et::MPLS => {
+                take(&mut key, &[Mpls0Label, Mpls0Tc, Mpls0Ttl]);
+                key.set(Mpls0Bos, dice[2] & 1);
+                if dice[2] & 1 == 0 {
+                    take(&mut key, &[Mpls1Label, Mpls1Tc, Mpls1Ttl]);
+                    key.set(Mpls1Bos, dice[2] >> 1 & 1);
+                    if dice[2] >> 1 & 1 == 0 {
+                        take(&mut key, &[Mpls2Label, Mpls2Tc, Mpls2Bos, Mpls2Ttl]);
+                    }
+                }
+            }
+            _ => {}
+        }
+        if !matches!(key.eth_type(), et::IPV4 | et::IPV6) {
+            return key;
+        }
+        match dice[0] >> 1 & 7 {
+            0 => key.set(IpFrag, frag::FIRST),
+            1 => {
+                key.set(IpFrag, frag::LATER);
+                key.set(IpProto, if v6 { IPV6_FRAGMENT } else { [ip::TCP, ip::UDP][transport % 2] });
+                return key;
+            }
+            _ => {}
+        }
+        let icmp = if v6 { ip::ICMP6 } else { ip::ICMP };
+        let proto = [ip::TCP, ip::UDP, ip::SCTP, icmp, icmp, 47][transport];
+        key.set(IpProto, proto);
+        match proto {
+            ip::TCP | ip::UDP | ip::SCTP => take(&mut key, &[TpSrc, TpDst]),
+            ip::ICMP | ip::ICMP6 => {
+                key.set(IcmpType, noise.get(IcmpType) & 0xff);
+                key.set(IcmpCode, noise.get(IcmpCode) & 0xff);
+            }
+            _ => {}
+        }
+        if proto == ip::TCP {
+            key.set(TcpFlags, noise.get(TcpFlags) & 0x0fff);
+        }
+        let code = key.get(Icmp6Code);
+        if proto == ip::ICMP6 && (transport == 4 || matches!(key.get(Icmp6Type), 135 | 136) && code == 0) {
+            key.set(Icmp6Type, 135 + (dice[2] & 1));
+            key.set(Icmp6Code, 0u8);
+            take(&mut key, &[NdTarget, NdReserved]);
+            let options = dice[3] & 3;
+            if options & 1 != 0 {
+                take(&mut key, &[NdSll]);
+            }
+            if options & 2 != 0 {
+                take(&mut key, &[NdTll]);
+            }
+            let first = [0, 1, 2, 1 + (dice[3] >> 2 & 1)][usize::from(options)];
+            key.set(NdOptionsType, first);
+        }
+        key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::extract::extract;
+    use crate::packet::{Packet, checksum};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_composed_frame_has_the_key_it_was_composed_of(key in keys::key(), len in 0usize..2000) {
+            let frame = compose(&key, len);
+            prop_assert_eq!(extract(&Packet::from_bytes(&frame)), key);
+            prop_assert!(frame.len() >= len.max(MIN_FRAME));
+        }
+
+        #[test]
+        fn every_key_that_a_frame_can_have_is_composed_again(frame in proptest::collection::vec(any::<u8>(), 14..200), pick: u16, head: [u8; 3], len in 0usize..200) {
+            // Types and first bytes that lead somewhere, with whatever behind them.
+            let mut frame = frame;
+            let types = [0x0800u16, 0x86dd, 0x0806, 0x8847, 0x8100, 0x88a8, 0x0011, 0x86dd];
+            frame[12..14].copy_from_slice(&types[usize::from(pick % 8)].to_be_bytes());
+            match (types[usize::from(pick % 8)], frame.get_mut(14..)) {
+                (0x0800, Some([first, _, high, low, ..])) => (*first, *high, *low) = (0x45, 0, head[0] % 64),
+                (0x86dd, Some([first, _, _, _, high, low, next, ..])) => {
+                    let protos = [0, 6, 17, 43, 44, 51, 58, 60, 132];
+                    (*first, *high, *low, *next) = (0x60, 0, head[0] % 160, protos[usize::from(head[1]) % protos.len()]);
+                }
+                _ => {}
+            }
+            let key = extract(&Packet::from_bytes(&frame));
+            let again = compose(&key, len);
+            prop_assert_eq!(extract(&Packet::from_bytes(&again)), key, "{:02x?} of {:02x?}", again, frame);
+        }
+    }
+
+    #[test]
+    fn no_key_and_no_length_makes_it_panic_or_grow_without_bound() {
+        for word in [0u64, u64::MAX, 0x5555_5555_5555_5555, 0x0800, 0x86dd] {
+            for eth_type in [0u16, 0x05ff, 0x0800, 0x86dd, 0x0806, 0x8847, 0x8100, 0xffff] {
+                for proto in [0u8, 6, 17, 44, 58, 132] {
+                    for len in [0, 60, 1514, MAX_FRAME, usize::MAX] {
+                        let mut key = Key::from_words([word; crate::flow::field::WORDS]);
+                        key.set(Field::EthType, eth_type);
+                        if eth_type != 0x0806 {
+                            key.set(Field::IpProto, proto);
+                        }
+                        let frame = compose(&key, len);
+                        assert!(frame.len() <= MAX_FRAME);
+                        extract(&Packet::from_bytes(&frame));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_becomes_payload_that_the_checksums_cover() {
+        let mut key = Key::ZERO;
+        key.set(Field::EthType, et::IPV4);
+        key.set(Field::IpProto, ip::UDP);
+        let frame = compose(&key, 500);
+        assert_eq!(frame.len(), 500);
+        assert_eq!(&frame[16..18], &486u16.to_be_bytes());
+        assert_eq!(&frame[38..40], &466u16.to_be_bytes());
+        let pseudo = checksum::pseudo_ipv4(frame[26..].first_chunk().unwrap(), ip::UDP, 466);
+        assert_eq!(pseudo.plus(Sum::of(&frame[34..])).folded(), 0xffff);
+    }
+}

@@ -206,3 +206,202 @@ fn amend_sctp(packet: &mut Packet, layers: &Layers, difference: [u8; 4]) {
         *field = (u32::from_le_bytes(*field) ^ crc32c::change(&difference, behind)).to_le_bytes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::Key;
+    use crate::packet::checksum::{pseudo_ipv4, pseudo_ipv6};
+    use crate::packet::compose::{compose, keys};
+    use crate::packet::extract::extract;
+    use proptest::prelude::*;
+
+    /// The sums that must be 0xffff (or the CRC that must be the field), all recomputed; a first fragment counts as its datagram.
+    fn checksums_are_right(packet: &Packet) -> bool {
+        let layers = extract::layers(packet);
+        let bytes = packet.bytes();
+        let header = &bytes[layers.network_at..];
+        let message = &bytes[layers.transport_at..layers.end.max(layers.transport_at)];
+        let ip = layers.network != Network::Ipv4 || Sum::of(&bytes[layers.network_at..layers.transport_at]).folded() == 0xffff;
+        let pseudo = match layers.network {
+            Network::Ipv4 => pseudo_ipv4(header[12..].first_chunk().unwrap(), layers.proto, message.len() as u32),
+            Network::Ipv6 => pseudo_ipv6(header[8..].first_chunk().unwrap(), layers.proto, message.len() as u32),
+            Network::Other => return true,
+        };
+        ip && match layers.transport {
+            Transport::Tcp | Transport::Udp | Transport::Icmp6 => pseudo.plus(Sum::of(message)).folded() == 0xffff,
+            Transport::Icmp => Sum::of(message).folded() == 0xffff,
+            Transport::Sctp if layers.frag == frag::NO => {
+                crc32c::of(&[&message[..8], &[0; 4], &message[12..]]).to_le_bytes() == message[8..12]
+            }
+            Transport::Sctp | Transport::None => true,
+        }
+    }
+
+    fn header() -> impl Strategy<Value = Header> {
+        use Header::*;
+        prop_oneof![Just(Eth), Just(Vlan), Just(Ipv4), Just(Ipv6), Just(Tcp), Just(Udp), Just(Sctp)]
+    }
+
+    /// A rewrite of one to four fields of `header`, some in part.
+    fn rewrite_of(header: Header) -> impl Strategy<Value = Set> {
+        let assign = (0..header.fields().len(), any::<u128>(), any::<u128>(), any::<bool>());
+        proptest::collection::vec(assign, 1..5).prop_map(move |list| {
+            let assigns: Vec<Assign> = list
+                .into_iter()
+                .map(|(i, value, mask, whole)| {
+                    let field = header.fields()[i];
+                    let full = Assign::full(field, value);
+                    if whole { full } else { Assign { mask: mask & full.mask, ..full } }
+                })
+                .collect();
+            Set::new(header, &assigns).expect("fields of the header")
+        })
+    }
+
+    /// The keys' own reading of what [`set`] shall do.
+    fn expected(key: &Key, set: &Set) -> Result<Key, EditError> {
+        let proto = |p| matches!(key.eth_type(), 0x0800 | 0x86dd) && key.ip_proto() == p && key.get(Field::IpFrag) != 3;
+        let has = match set.header() {
+            Header::Eth => true,
+            Header::Vlan => key.has_vlan(),
+            Header::Ipv4 => key.eth_type() == 0x0800,
+            Header::Ipv6 => key.eth_type() == 0x86dd,
+            Header::Tcp => proto(6),
+            Header::Udp => proto(17),
+            Header::Sctp => proto(132),
+        };
+        let mut key = *key;
+        for assign in set.assigns() {
+            key.set(assign.field, key.get(assign.field) & !assign.mask | assign.value);
+        }
+        if has { Ok(key) } else { Err(EditError::Absent) }
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_changes_its_fields_and_nothing_else_and_all_checksums_stay_right(
+            key in keys::key(), len in 0usize..300, set in header().prop_flat_map(rewrite_of),
+        ) {
+            let mut packet = Packet::from_bytes(&compose(&key, len));
+            let before = packet.bytes().to_vec();
+            prop_assert!(checksums_are_right(&packet), "as composed");
+            let done = super::set(&mut packet, &set);
+            match expected(&key, &set) {
+                Ok(key) => {
+                    prop_assert_eq!(done, Ok(()));
+                    prop_assert_eq!(extract(&packet), key);
+                    prop_assert!(checksums_are_right(&packet));
+                }
+                Err(error) => {
+                    prop_assert_eq!(done, Err(error));
+                    prop_assert_eq!(packet.bytes(), &before[..]);
+                }
+            }
+        }
+
+        #[test]
+        fn a_set_of_any_bytes_changes_at_most_bytes_and_never_their_number(
+            bytes in proptest::collection::vec(any::<u8>(), 0..120), eth_type in 0usize..3, set in header().prop_flat_map(rewrite_of),
+        ) {
+            let mut bytes = bytes;
+            if let Some(field) = bytes.get_mut(12..15) {
+                field.copy_from_slice([&[8, 0, 0x45], &[0x86, 0xdd, 0x60], &[0x81, 0, 0]][eth_type]);
+            }
+            let mut packet = Packet::from_bytes(&bytes);
+            let _ = super::set(&mut packet, &set);
+            prop_assert_eq!(packet.len(), bytes.len());
+        }
+
+        #[test]
+        fn an_unfinished_checksum_comes_out_right_whatever_is_set_before_it_is_finished(
+            key in keys::key(), len in 0usize..300, set in header().prop_flat_map(rewrite_of),
+        ) {
+            let mut whole = Packet::from_bytes(&compose(&key, len));
+            let layers = extract::layers(&whole);
+            let offset = match layers.transport {
+                Transport::Tcp => 16,
+                Transport::Udp => 6,
+                Transport::Sctp if layers.frag == frag::NO => 8,
+                _ => return Ok(()),
+            };
+            // A kernel pads no frame that it has yet to finish.
+            whole.set_len(layers.end);
+            let mut partial = Packet::from_bytes(whole.bytes());
+            partial.meta.offload.checksum =
+                Some(PartialChecksum { start: layers.transport_at as u16, offset });
+            let message = &mut partial.bytes_mut()[layers.transport_at..];
+            if offset == 8 {
+                message[8..12].fill(0);
+            } else {
+                let field = usize::from(offset)..usize::from(offset) + 2;
+                let finished = u16::from_be_bytes(message[field.clone()].try_into().unwrap());
+                message[field.clone()].fill(0);
+                // The sum of the pseudo-header is what the message's own sum leaves of the finished one.
+                let pseudo = Sum::default().word(!finished).word(!Sum::of(message).folded()).folded();
+                message[field].copy_from_slice(&pseudo.to_be_bytes());
+            }
+            prop_assert_eq!(super::set(&mut whole, &set), super::set(&mut partial, &set));
+            prop_assert_eq!(super::push_vlan(&mut whole, 0x8100, 7), super::push_vlan(&mut partial, 0x8100, 7));
+            let mut into = Vec::new();
+            crate::packet::segment::finish(partial, &mut crate::packet::Pool::new(), true, &mut into).unwrap();
+            prop_assert!(super::pop_vlan(&mut into[0]).is_ok());
+            prop_assert!(checksums_are_right(&into[0]));
+            prop_assert_eq!(extract(&into[0]), { super::pop_vlan(&mut whole).unwrap(); extract(&whole) });
+        }
+
+        #[test]
+        fn a_pushed_tag_is_the_outermost_and_popping_it_restores_the_frame(key in keys::key(), tci: u16, qinq: bool) {
+            let mut packet = Packet::from_bytes(&compose(&key, 0));
+            let before = packet.bytes().to_vec();
+            let tpid = if qinq { 0x88a8 } else { 0x8100 };
+            push_vlan(&mut packet, tpid, tci).unwrap();
+            let tagged = extract(&packet);
+            prop_assert_eq!(tagged.get(Field::Vlan0Tpid), u128::from(tpid));
+            prop_assert_eq!(tagged.get(Field::Vlan0Vid), u128::from(tci & 0xfff));
+            prop_assert_eq!(tagged.get(Field::Vlan0Pcp), u128::from(tci >> 13));
+            prop_assert_eq!(tagged.get(Field::Vlan1Vid), key.get(Field::Vlan0Vid));
+            pop_vlan(&mut packet).unwrap();
+            prop_assert_eq!(packet.bytes(), &before[..]);
+        }
+    }
+
+    #[test]
+    fn udp_without_a_checksum_stays_without() {
+        let mut key = Key::ZERO;
+        key.set(Field::EthType, 0x0800u16);
+        key.set(Field::IpProto, 17u8);
+        let mut packet = Packet::from_bytes(&compose(&key, 0));
+        packet.bytes_mut()[40..42].fill(0);
+        let change = |header, field| Set::new(header, &[Assign::full(field, 0x1234)]).unwrap();
+        set(&mut packet, &change(Header::Udp, Field::TpDst)).unwrap();
+        set(&mut packet, &change(Header::Ipv4, Field::Ipv4Src)).unwrap();
+        assert_eq!(packet.bytes()[40..42], [0, 0]);
+        assert_eq!(packet.bytes()[36..38], [0x12, 0x34]);
+    }
+
+    #[test]
+    fn a_wrong_crc_stays_as_wrong_as_it_was() {
+        let mut key = Key::ZERO;
+        key.set(Field::EthType, 0x0800u16);
+        key.set(Field::IpProto, 132u8);
+        let mut packet = Packet::from_bytes(&compose(&key, 100));
+        packet.bytes_mut()[42] ^= 0x10;
+        set(&mut packet, &Set::new(Header::Sctp, &[Assign::full(Field::TpDst, 99)]).unwrap()).unwrap();
+        assert!(!checksums_are_right(&packet));
+        packet.bytes_mut()[42] ^= 0x10;
+        assert!(checksums_are_right(&packet));
+    }
+
+    #[test]
+    fn a_tag_without_headroom_is_refused_and_a_tagless_frame_no_tag() {
+        let mut packet = Packet::from_bytes(&[0; 60]);
+        assert_eq!(pop_vlan(&mut packet), Err(EditError::Absent));
+        for _ in 0..crate::packet::HEADROOM / 4 {
+            push_vlan(&mut packet, 0x8100, 1).unwrap();
+        }
+        assert_eq!(push_vlan(&mut packet, 0x8100, 1), Err(EditError::NoHeadroom));
+        assert_eq!(packet.len(), 60 + crate::packet::HEADROOM);
+        assert_eq!(push_vlan(&mut Packet::from_bytes(&[0; 13]), 0x8100, 1), Err(EditError::Absent));
+    }
+}

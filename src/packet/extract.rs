@@ -47,16 +47,28 @@ pub fn extract(packet: &Packet) -> Key {
     Key::from_words(words)
 }
 
-/// Where the headers of `packet` stand.
+/// Where the headers of `packet` stand, behind any number of VLAN tags: actions may have pushed more than a key holds.
 #[inline]
 pub fn layers(packet: &Packet) -> Layers {
-    dissect(packet.bytes(), packet.meta.offload.segment.is_some(), &mut [0; WORDS])
+    let frame = packet.bytes();
+    // Frames with three tags in a row are read as if they began so much later that two are left.
+    let tag = |at: usize| frame.get(at..at + 2).is_some_and(|tpid| is_vlan(u16::from_be_bytes([tpid[0], tpid[1]])));
+    let mut skip = 0;
+    while tag(skip + 12) && tag(skip + 16) && tag(skip + 20) {
+        skip += 4;
+    }
+    let mut layers = dissect(&frame[skip..], packet.meta.offload.segment.is_some(), &mut [0; WORDS]);
+    layers.tags += skip / 4;
+    layers.network_at += skip;
+    layers.transport_at += skip;
+    layers.end += skip;
+    layers
 }
 
 /// Where a frame's headers stand, in bytes from its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Layers {
-    /// VLAN tags that were read, 0 to 2; the first stands at 12.
+    /// VLAN tags, the first of which stands at 12.
     pub tags: usize,
     pub network: Network,
     /// Start of the IP header.
