@@ -4,9 +4,9 @@
 //! `extract(compose(k, len))` is `k`, but for the port, which is not in the frame. Of a key that no frame has, the frame shows
 //! what the outer headers leave room for: a field whose header the types and protocols do not call for is not written.
 
+use super::MAX_FRAME;
 use super::checksum::{Sum, crc32c, pseudo_ipv4, pseudo_ipv6};
 use super::extract::{IPV6_FRAGMENT, is_extension, is_vlan};
-use super::MAX_FRAME;
 use crate::flow::key::{eth_type as et, frag, ip_proto as ip};
 use crate::flow::{Field, Key};
 
@@ -109,11 +109,14 @@ fn ipv4(frame: &mut Vec<u8>, key: &Key, len: usize) {
     let at = frame.len();
     let proto = key.ip_proto();
     frame.extend([0x45, get8(key, Field::IpTos), 0, 0, 0, 0]);
-    frame.extend(match get8(key, Field::IpFrag) {
-        frag::NO => 0u16,
-        frag::FIRST => MORE,
-        _ => OFFSET / 8,
-    }.to_be_bytes());
+    frame.extend(
+        match get8(key, Field::IpFrag) {
+            frag::NO => 0u16,
+            frag::FIRST => MORE,
+            _ => OFFSET / 8,
+        }
+        .to_be_bytes(),
+    );
     frame.extend([get8(key, Field::IpTtl), proto, 0, 0]);
     put(frame, key, Field::Ipv4Src);
     put(frame, key, Field::Ipv4Dst);
@@ -277,8 +280,9 @@ pub(crate) mod keys {
 
     /// Any key that [`extract`](crate::packet::extract::extract) gives of some well-formed frame without a port.
     pub fn key() -> impl Strategy<Value = Key> {
-        (any::<[u64; WORDS]>(), 0..3usize, 0..7usize, 0..6usize, any::<[u8; 4]>())
-            .prop_map(|(noise, tags, kind, transport, dice)| consistent(&Key::from_words(noise), tags, kind, transport, dice))
+        (any::<[u64; WORDS]>(), 0..3usize, 0..7usize, 0..6usize, any::<[u8; 4]>()).prop_map(
+            |(noise, tags, kind, transport, dice)| consistent(&Key::from_words(noise), tags, kind, transport, dice),
+        )
     }
 
     fn consistent(noise: &Key, tags: usize, kind: usize, transport: usize, dice: [u8; 4]) -> Key {

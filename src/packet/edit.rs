@@ -222,7 +222,8 @@ mod tests {
         let bytes = packet.bytes();
         let header = &bytes[layers.network_at..];
         let message = &bytes[layers.transport_at..layers.end.max(layers.transport_at)];
-        let ip = layers.network != Network::Ipv4 || Sum::of(&bytes[layers.network_at..layers.transport_at]).folded() == 0xffff;
+        let ip = layers.network != Network::Ipv4
+            || Sum::of(&bytes[layers.network_at..layers.transport_at]).folded() == 0xffff;
         let pseudo = match layers.network {
             Network::Ipv4 => pseudo_ipv4(header[12..].first_chunk().unwrap(), layers.proto, message.len() as u32),
             Network::Ipv6 => pseudo_ipv6(header[8..].first_chunk().unwrap(), layers.proto, message.len() as u32),

@@ -24,7 +24,9 @@ pub const MAX_PIECES: usize = 2_048;
 pub enum SegmentError {
     #[error("the checksum to finish lies outside the frame")]
     Checksum,
-    #[error("the frame is not of the kind it is to be cut as, is a fragment, or has an IPv6 routing header not yet done with")]
+    #[error(
+        "the frame is not of the kind it is to be cut as, is a fragment, or has an IPv6 routing header not yet done with"
+    )]
     Headers,
     #[error("the segment size is 0, makes more than {MAX_PIECES} frames, or makes one longer than IP can say")]
     Size,
@@ -116,13 +118,19 @@ fn complete(packet: &mut Packet, partial: PartialChecksum, wanted: bool) -> Resu
 fn payload_at(frame: &[u8], layers: &Layers, kind: SegmentKind) -> Result<usize, SegmentError> {
     use {Network::*, SegmentKind as K, Transport as T};
     let header = match (kind, layers.network, layers.transport) {
-        (K::TcpIpv4, Ipv4, T::Tcp) | (K::TcpIpv6, Ipv6, T::Tcp) => usize::from(frame[layers.transport_at + 12] >> 4) * 4,
+        (K::TcpIpv4, Ipv4, T::Tcp) | (K::TcpIpv6, Ipv6, T::Tcp) => {
+            usize::from(frame[layers.transport_at + 12] >> 4) * 4
+        }
         (K::Udp, Ipv4 | Ipv6, T::Udp) => 8,
         _ => return Err(SegmentError::Headers),
     };
     let at = layers.transport_at + header;
     let short = kind != K::Udp && header < 20;
-    if short || at > layers.end || layers.frag != frag::NO || layers.routed { Err(SegmentError::Headers) } else { Ok(at) }
+    if short || at > layers.end || layers.frag != frag::NO || layers.routed {
+        Err(SegmentError::Headers)
+    } else {
+        Ok(at)
+    }
 }
 
 /// Appends the pieces of `packet` to `into`.
@@ -234,7 +242,8 @@ impl Piece {
         if self.unchecked {
             return None;
         }
-        let put = |message: &mut [u8], checksum: u16| message[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
+        let put =
+            |message: &mut [u8], checksum: u16| message[offset..offset + 2].copy_from_slice(&checksum.to_be_bytes());
         put(message, pseudo.folded());
         if let Some(start) = self.partial_at {
             return Some(PartialChecksum { start, offset: offset as u16 });
