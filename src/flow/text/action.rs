@@ -1,4 +1,4 @@
-//! Actions: [`parse`] and [`format`].
+//! Actions: [`parse()`] and [`format()`].
 
 use std::fmt::Write;
 

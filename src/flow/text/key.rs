@@ -1,4 +1,4 @@
-//! Keys: [`parse`], [`format`] and [`canonical`], which must agree on what a match can say.
+//! Keys: [`parse()`], [`format()`] and [`canonical()`], which must agree on what a match can say.
 //!
 //! All three walk the packet from its front: a tag, perhaps a second ([`Presence`] decides), then the packet's type, then the
 //! attributes that this type allows.
@@ -165,7 +165,7 @@ fn format_mpls(out: &mut List, attribute: &Attribute, m: &Match, verbose: bool) 
     const ENTRY: usize = 4;
     let looked_at = |entry: &&[(&str, Field)]| entry.iter().any(|(_, field)| m.mask().get(*field) != 0);
     let entries: Vec<_> = attribute.fields.chunks(ENTRY).collect();
-    let count = entries.iter().rposition(|e| looked_at(&e)).map_or(usize::from(verbose), |last| last + 1);
+    let count = entries.iter().rposition(looked_at).map_or(usize::from(verbose), |last| last + 1);
     let fields = &attribute.fields[..count * ENTRY];
     let exact = fields.iter().all(|(_, field)| m.mask().is_exact(*field));
     let mut body = List::default();

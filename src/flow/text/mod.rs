@@ -1,6 +1,6 @@
 //! The ODP flow syntax, both ways: what Open vSwitch's `dpctl` commands read and print.
 //!
-//! - [`parse_flow`], [`format_match`]: keys; start at [`key`](self::key) for how headers nest
+//! - [`parse_flow`], [`format_match`]: keys
 //! - [`parse_actions`], [`format_actions`]: actions
 //! - [`canonical`]: a match without the mask bits that say nothing
 //!
