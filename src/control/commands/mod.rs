@@ -1,0 +1,3 @@
+//! Commands, by what they are about.
+
+pub mod vlog;
