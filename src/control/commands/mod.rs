@@ -5,12 +5,14 @@
 //! - [`rule`]: rules and stations
 //! - [`poller`]: what pollers did
 //! - [`process`]: the daemon itself
+//! - [`vlog`]: its log
 
 pub mod dpctl;
 pub mod offload;
 pub mod poller;
 pub mod process;
 pub mod rule;
+pub mod vlog;
 
 use std::sync::Arc;
 use std::time::Duration;
