@@ -107,11 +107,7 @@ impl Daemon {
         reports: Reports,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> anyhow::Result<Daemon> {
-        let slowpath = Arc::new(Slowpath::new(Options {
-            mac_ageing: config.mac_ageing,
-            mac_limit: config.mac_limit,
-            ..Options::default()
-        }));
+        let slowpath = Arc::new(Slowpath::new(Options { stations: config.mac_limit, ageing: config.mac_ageing }));
         let offload = match &config.device {
             None => Offload::none(),
             Some(text) => {

@@ -4,6 +4,7 @@
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod demo;
 pub mod datapath;
 pub mod flow;
 pub mod offload;

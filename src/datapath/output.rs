@@ -10,11 +10,6 @@ use crate::packet::{Packet, Pool, segment};
 use crate::port::handoff::OwnerTx;
 use crate::port::{Sent, TxQueue};
 
-/// Bytes of an Ethernet header, which the MTU does not count.
-const ETHERNET: usize = 14;
-/// Bytes of the two VLAN tags that the MTU does not count either.
-const TAGS: usize = 8;
-
 /// What the control thread tells pollers about a port while it is open.
 #[derive(Debug)]
 pub struct PortLimits {
@@ -140,12 +135,12 @@ impl Outputs {
 
 impl Output {
     fn send(&mut self, now: Instant, pool: &mut Pool, fate: &Fate, finished: &mut Vec<Packet>) {
-        let limit = self.limits.mtu.load(Ordering::Relaxed) as usize + ETHERNET;
-        let plain = |packet: &Packet| {
-            packet.len() <= limit && packet.meta.offload.checksum.is_none() && packet.meta.offload.segment.is_none()
+        let mtu = self.limits.mtu.load(Ordering::Relaxed) as usize;
+        let ready = |packet: &Packet| {
+            segment::fits(packet, mtu) && segment::is_finished(packet, self.checksum, self.segment)
         };
-        if !self.gathered.iter().all(plain) {
-            self.fit(limit, pool, fate, finished);
+        if !self.gathered.iter().all(ready) {
+            self.fit(mtu, pool, fate, finished);
         }
         let sent = match &mut self.tx {
             Tx::Own(queue) => queue.transmit(now, pool, &mut self.gathered),
@@ -166,21 +161,15 @@ impl Output {
 
     /// Drops what is too long for the port, and finishes what the port cannot finish itself.
     #[cold]
-    fn fit(&mut self, limit: usize, pool: &mut Pool, fate: &Fate, finished: &mut Vec<Packet>) {
+    fn fit(&mut self, mtu: usize, pool: &mut Pool, fate: &Fate, finished: &mut Vec<Packet>) {
         for packet in self.gathered.drain(..) {
-            let tags = segment::vlan_len(&packet).min(TAGS);
-            if segment::wire_len(&packet) > limit + tags {
+            if !segment::fits(&packet, mtu) {
                 fate.dropped_too_long.add(1);
                 self.counters.tx_too_long.add(1);
                 pool.give(packet);
-                continue;
-            }
-            let offload = packet.meta.offload;
-            let must_cut = offload.segment.is_some() && !self.segment;
-            let must_sum = offload.checksum.is_some() && !self.checksum;
-            if !must_cut && !must_sum {
+            } else if segment::is_finished(&packet, self.checksum, self.segment) {
                 finished.push(packet);
-            } else if segment::finish(packet, pool, must_sum || !self.checksum, finished).is_err() {
+            } else if segment::finish(packet, pool, !self.checksum, finished).is_err() {
                 fate.dropped_malformed_offload.add(1);
             }
         }

@@ -103,7 +103,7 @@ impl Pipeline {
     /// Step 1: a live mark names the flow; neither key nor lookup is needed. Answers with the packets that need them.
     #[inline]
     fn find_by_mark(&mut self, packets: &[Packet]) -> u32 {
-        let mut unmarked = 0;
+        let mut unmarked = 0u32;
         let mut unbound = 0;
         for (i, packet) in packets.iter().enumerate() {
             let Some(mark) = packet.meta.mark else {

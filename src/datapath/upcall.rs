@@ -5,8 +5,8 @@ use std::time::Instant;
 use super::execute::execute;
 use super::pipeline::Pipeline;
 use super::table::Maker;
+use crate::flow::text::canonical;
 use crate::flow::{Key, Match};
-use crate::slowpath::Decision;
 
 impl Pipeline {
     /// Decides about the one packet in [`Pipeline::one`], executes that once, and installs the megaflow.
@@ -39,7 +39,8 @@ impl Pipeline {
         if separate && self.shared.admit() {
             counters.lookup.upcall_installed.add(1);
             let epoch = decision.epoch + self.table.by_hand_epoch();
-            let matching = Match::new(key, &decision.mask);
+            // Without bits that say nothing, so that flows differ only where packets can.
+            let matching = canonical(&Match::new(key, &decision.mask));
             // A flow of this very match would have matched the packet.
             self.table.insert(now, matching, None, actions.clone(), Maker::Decided(Box::new(decision)), epoch, number);
         } else {
@@ -54,15 +55,16 @@ impl Pipeline {
         if flow.is_by_hand() {
             return true;
         }
-        let (key, mask) = (*flow.matching.key(), *flow.matching.mask());
+        let matching = flow.matching;
         let counters = std::sync::Arc::clone(&self.counters);
         counters.doings.revalidated.add(1);
         let number = self.shared.decision_number();
         let stations_epoch = self.shared.slowpath.stations_epoch();
-        let mut decision: Decision = self.shared.slowpath.decide(&key, now, false);
+        let mut decision = self.shared.slowpath.revalidate(&matching, now);
         let epoch = decision.epoch + self.table.by_hand_epoch();
-        let separate = self.table.separate(&key, &mut decision.mask);
-        if !separate || !mask.contains(&decision.mask) {
+        let separate = self.table.separate(matching.key(), &mut decision.mask);
+        let looked_at = canonical(&Match::new(matching.key(), &decision.mask));
+        if !separate || !matching.mask().contains(looked_at.mask()) {
             counters.doings.deleted_stale.add(1);
             self.delete(now, index);
             return false;

@@ -32,6 +32,7 @@ pub fn register(registry: &mut Registry, daemon: &Arc<Daemon>) {
     for table in [dpctl::COMMANDS, offload::COMMANDS, poller::COMMANDS, process::COMMANDS, rule::COMMANDS] {
         registry.add(table, Arc::clone(daemon));
     }
+    registry.add(vlog::COMMANDS, ());
 }
 
 /// A command's arguments: options first, as `dpctl` has them, then the datapath's name, which may be left out.
