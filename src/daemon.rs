@@ -32,7 +32,7 @@ use crate::datapath::shared::Shared;
 use crate::datapath::switch::{PollerConfig, Switch};
 use crate::demo::Demo;
 use crate::flow::PortNo;
-use crate::offload::backend::{self, BackendSpec};
+use crate::offload::backend::{self, BackendSpec, Opened};
 use crate::offload::{Offload, OffloadConfig};
 use crate::port::PortSpec;
 use crate::slowpath::{Options, Slowpath};
@@ -108,13 +108,13 @@ impl Daemon {
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> anyhow::Result<Daemon> {
         let slowpath = Arc::new(Slowpath::new(Options { stations: config.mac_limit, ageing: config.mac_ageing }));
-        let offload = match &config.device {
-            None => Offload::none(),
+        let (offload, front) = match &config.device {
+            None => (Offload::none(), None),
             Some(text) => {
-                let spec: BackendSpec = text.parse().with_context(|| format!("offload {text}"))?;
-                let opened = backend::open(&spec).with_context(|| format!("offload {text}"))?;
+                let spec: BackendSpec = text.parse()?;
+                let Opened { backend, front } = backend::open(&spec)?;
                 let wanted = OffloadConfig { queue_limit: config.queue_limit, ..OffloadConfig::default() };
-                Offload::start(opened, wanted).context("offload worker")?
+                (Offload::start(backend, wanted).context("offload worker")?, Some(front))
             }
         };
         let shared = Shared::new(
@@ -125,7 +125,7 @@ impl Daemon {
             config.busy_poll,
         );
         let pollers = PollerConfig { count: poller_count(&config), cpus: config.cpus.clone() };
-        let switch = Switch::start(Arc::new(shared), offload, &pollers, reports).context("pollers")?;
+        let switch = Switch::start(Arc::new(shared), offload, front, &pollers, reports).context("pollers")?;
         Ok(Daemon { switch, slowpath, args, config: Mutex::new(config), stop: AtomicBool::new(false), wake })
     }
 

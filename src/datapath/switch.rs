@@ -26,6 +26,7 @@ use super::table::{FlowTable, Namer};
 use crate::flow::text::PortNames;
 use crate::flow::{Actions, Match, PortNo, Ufid};
 use crate::offload::Offload;
+use crate::offload::backend::Front;
 use crate::port::handoff::{self, HandoffTx, OwnerTx};
 use crate::port::{self, InjectError, OpenError, Port, PortInfo, PortSpec, RxProgress, TxQueue};
 
@@ -33,6 +34,8 @@ use crate::port::{self, InjectError, OpenError, Port, PortInfo, PortSpec, RxProg
 pub struct Switch {
     pub shared: Arc<Shared>,
     pub offload: Offload,
+    /// What the device does to receive queues; `None` without a device.
+    front: Option<Arc<dyn Front>>,
     pollers: Vec<PollerHandle>,
     ports: Mutex<BTreeMap<PortNo, OpenPort>>,
 }
@@ -97,7 +100,13 @@ impl Switch {
     ///
     /// # Errors
     /// No thread or file descriptor left.
-    pub fn start(shared: Arc<Shared>, offload: Offload, config: &PollerConfig, reports: Reports) -> io::Result<Switch> {
+    pub fn start(
+        shared: Arc<Shared>,
+        offload: Offload,
+        front: Option<Arc<dyn Front>>,
+        config: &PollerConfig,
+        reports: Reports,
+    ) -> io::Result<Switch> {
         let namer = Namer::random();
         let mut pollers = Vec::new();
         for id in 0..config.count.max(1) {
@@ -106,7 +115,7 @@ impl Switch {
             let counters = Arc::new(PollerCounters::default());
             let seeds = Seeds::random();
             let ring = Arc::clone(&doorbell);
-            let agent = offload.agent(id as u32, Box::new(move || ring.ring()));
+            let agent = offload.has_device().then(|| offload.agent(id as u32, Box::new(move || ring.ring())));
             let table = FlowTable::new(seeds.clone(), namer.clone(), agent);
             let pipeline = Pipeline::new(Arc::clone(&shared), Arc::clone(&counters), table, seeds);
             let poller =
@@ -120,7 +129,7 @@ impl Switch {
             })?;
             pollers.push(PollerHandle { inbox, doorbell, counters, thread: Mutex::new(Some(thread)) });
         }
-        Ok(Switch { shared, offload, pollers, ports: Mutex::default() })
+        Ok(Switch { shared, offload, front, pollers, ports: Mutex::default() })
     }
 
     /// Opens a port and lets packets in and out.
@@ -177,13 +186,16 @@ impl Switch {
             })
             .collect();
         let progress: Vec<Arc<RxProgress>> = queues.iter().map(|_| Arc::new(RxProgress::new(info.ring))).collect();
-        self.offload.port_added(&info, progress.clone());
+        self.offload.port_added(info.clone(), progress.clone());
         let receivers = queues
             .into_iter()
             .zip(progress)
             .zip(&owners)
             .map(|((queue, progress), &poller)| {
-                let queue = self.offload.wrap_rx(&info, queue);
+                let queue = match &self.front {
+                    Some(front) => front.wrap_rx(&info, queue),
+                    None => queue,
+                };
                 let counters = Arc::clone(&counters[poller]);
                 (poller, Receiver { port: number, queue, progress, counters })
             })

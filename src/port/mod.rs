@@ -26,11 +26,11 @@ pub mod vnet;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::flow::PortNo;
 use crate::packet::{Packet, Pool};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 pub use spec::{Kind, PortSpec, SpecError};
 

@@ -1,5 +1,7 @@
 //! The only unsafe code: what no well-kept crate gives safely, each thing behind a safe type.
 //!
+//! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
+//!
 //! Every block carries the argument why it is sound. Nothing outside this folder may write `unsafe`.
 //!
 //! - [`mmsg`]: many messages in one system call
@@ -12,3 +14,4 @@ pub mod mmsg;
 pub mod netdev;
 pub mod packet;
 pub mod tap;
+pub mod stack;
