@@ -21,6 +21,7 @@
 //! What the flow wants is written by its poller; the mark, the outcome and the device's counts by the worker. Before
 //! the flow was first let into the queue the outcome is the poller's too. Anybody may read.
 
+use std::fmt;
 use std::hash::BuildHasher;
 use std::time::{Duration, Instant};
 
@@ -40,8 +41,18 @@ pub enum Level {
     Full,
 }
 
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::Mark => "mark",
+            Level::Full => "full",
+        })
+    }
+}
+
 /// Where a flow stands on its trip, as dumps show it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Standing {
     Software,
     Queued,
@@ -80,6 +91,19 @@ impl Refusal {
         Refusal::Device,
         Refusal::NoDevice,
     ];
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::QueueFull => "queue full",
+            Refusal::NoMark => "no mark free",
+            Refusal::NoRoom => "no room in the device",
+            Refusal::Unsupported => "not supported by the device",
+            Refusal::Device => "device error",
+            Refusal::NoDevice => "no device",
+        })
+    }
 }
 
 impl Standing {
