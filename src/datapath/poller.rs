@@ -181,7 +181,7 @@ impl Poller {
             Message::AddRx(receiver) => self.receivers.push(*receiver),
             Message::AddOutput(port, output, done) => {
                 pipeline.outputs.add(port, *output);
-                drop(done.send(()));
+                let _ = done.send(());
             }
             Message::RemovePort(port, done) => {
                 self.receivers.retain(|receiver| receiver.port != port);
