@@ -41,10 +41,12 @@ const CFI: u16 = 0x1000;
 /// The key of `packet`.
 #[inline]
 pub fn extract(packet: &Packet) -> Key {
-    let mut words = [0; WORDS];
+    // Written in place: a copy would have to wait for the stores.
+    let mut key = Key::ZERO;
+    let words = key.words_mut();
     words[0] = u64::from(packet.meta.in_port.0) << 32;
-    dissect(packet.bytes(), packet.meta.offload.segment.is_some(), &mut words);
-    Key::from_words(words)
+    dissect(packet.bytes(), packet.meta.offload.segment.is_some(), words);
+    key
 }
 
 /// Where the headers of `packet` stand, behind any number of VLAN tags: actions may have pushed more than a key holds.
@@ -382,7 +384,7 @@ fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
 
 #[inline(always)]
 fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
+    u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]))
 }
 
 #[cfg(test)]
