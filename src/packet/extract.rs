@@ -41,12 +41,19 @@ const CFI: u16 = 0x1000;
 /// The key of `packet`.
 #[inline]
 pub fn extract(packet: &Packet) -> Key {
-    // Written in place: a copy would have to wait for the stores.
     let mut key = Key::ZERO;
+    extract_into(packet, &mut key);
+    key
+}
+
+/// Replaces `key` by that of `packet`: for a batch's array of keys, because a key that is returned is also copied, and the
+/// copy has to wait until its parts have left the store buffer.
+#[inline]
+pub fn extract_into(packet: &Packet, key: &mut Key) {
+    *key = Key::ZERO;
     let words = key.words_mut();
     words[0] = u64::from(packet.meta.in_port.0) << 32;
     dissect(packet.bytes(), packet.meta.offload.segment.is_some(), words);
-    key
 }
 
 /// Where the headers of `packet` stand, behind any number of VLAN tags: actions may have pushed more than a key holds.
