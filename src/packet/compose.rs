@@ -155,11 +155,9 @@ fn ipv6(frame: &mut Vec<u8>, key: &Key, len: usize) {
     }
     let payload_at = frame.len();
     let room = usize::from(u16::MAX) - (payload_at - at - 40);
-    match fragment {
-        frag::NO | frag::FIRST if is_extension(proto) => {
-            // Such a key is of a datagram that ends within its extension headers.
-        }
-        _ => payload(frame, key, proto, len, room),
+    // A key whose protocol is an extension header is of a datagram that ends before that header does.
+    if fragment == frag::LATER || !is_extension(proto) {
+        payload(frame, key, proto, len, room);
     }
     let length = (frame.len() - at - 40) as u16;
     frame[at + 4..at + 6].copy_from_slice(&length.to_be_bytes());
@@ -180,17 +178,17 @@ fn payload(frame: &mut Vec<u8>, key: &Key, proto: u8, len: usize, room: usize) {
     if get8(key, Field::IpFrag) != frag::LATER {
         match proto {
             ip::TCP => {
-                frame.extend(get32_ports(key).to_be_bytes());
+                frame.extend(ports(key).to_be_bytes());
                 frame.extend([0; 8]);
                 frame.extend((5 << 12 | get16(key, Field::TcpFlags) & 0x0fff).to_be_bytes());
                 frame.extend([0xff, 0xff, 0, 0, 0, 0]);
             }
             ip::UDP => {
-                frame.extend(get32_ports(key).to_be_bytes());
+                frame.extend(ports(key).to_be_bytes());
                 frame.extend([0; 4]);
             }
             ip::SCTP => {
-                frame.extend(get32_ports(key).to_be_bytes());
+                frame.extend(ports(key).to_be_bytes());
                 frame.extend([0; 8]);
             }
             ip::ICMP if !v6 => frame.extend([get8(key, Field::IcmpType), get8(key, Field::IcmpCode), 0, 0, 0, 0, 0, 0]),
@@ -216,7 +214,7 @@ fn payload(frame: &mut Vec<u8>, key: &Key, proto: u8, len: usize, room: usize) {
     frame.resize(end, 0);
 }
 
-fn get32_ports(key: &Key) -> u32 {
+fn ports(key: &Key) -> u32 {
     get32(key, Field::TpSrc) << 16 | get32(key, Field::TpDst)
 }
 

@@ -71,24 +71,14 @@ pub fn set(packet: &mut Packet, set: &Set) -> Result<(), EditError> {
 
     // What changes in the header's own words, and of that in the addresses, which the transport checksum covers too.
     let (mut changed, mut addresses) = (Sum::default(), Sum::default());
-    let mut ports = [0; 4];
+    let header_bytes = &mut packet.bytes_mut()[start..];
+    let before = header_bytes.first_chunk().copied().unwrap_or_default();
     for assign in set.assigns() {
-        let place = place_of(header, assign.field);
-        let bytes = &mut packet.bytes_mut()[start + place.at..][..place.len];
-        let (mut old, mut new) = ([0; 16], [0; 16]);
-        old[..place.len].copy_from_slice(bytes);
-        rewrite(bytes, place.shift, assign);
-        new[..place.len].copy_from_slice(bytes);
-        let difference = Sum::default().change(&old, &new);
+        let difference = rewrite(header_bytes, header, assign);
         changed = changed.plus(difference);
         match assign.field {
             Field::Ipv6Dst if layers.routed => {}
             Field::Ipv4Src | Field::Ipv4Dst | Field::Ipv6Src | Field::Ipv6Dst => addresses = addresses.plus(difference),
-            Field::TpSrc | Field::TpDst => {
-                for i in 0..2 {
-                    ports[place.at + i] ^= old[i] ^ new[i];
-                }
-            }
             _ => {}
         }
     }
@@ -100,7 +90,7 @@ pub fn set(packet: &mut Packet, set: &Set) -> Result<(), EditError> {
         }
         Header::Ipv6 => amend_transport(packet, &layers, addresses, true),
         Header::Tcp | Header::Udp => amend_transport(packet, &layers, changed, false),
-        Header::Sctp => amend_sctp(packet, &layers, ports),
+        Header::Sctp => amend_sctp(packet, &layers, before),
     }
     Ok(())
 }
@@ -119,41 +109,37 @@ fn start_of(header: Header, len: usize, layers: &Layers) -> Option<usize> {
     }
 }
 
-/// The bytes of a header that hold a field, on 16-bit borders as checksums want them, and the field's lowest bit in them.
-struct Place {
-    at: usize,
-    len: usize,
-    shift: u32,
+/// Assigns to a field of `header`, which stands at the start of `bytes`; the difference to a checksum.
+fn rewrite(bytes: &mut [u8], header: Header, assign: &Assign) -> Sum {
+    match (header, assign.field) {
+        (Header::Eth, Field::EthDst) => assign_at::<6>(bytes, 0, 0, assign),
+        (Header::Eth, _) => assign_at::<6>(bytes, 6, 0, assign),
+        (Header::Vlan, Field::Vlan0Pcp) => assign_at::<2>(bytes, 2, 13, assign),
+        (Header::Vlan, _) => assign_at::<2>(bytes, 2, 0, assign),
+        (Header::Ipv4, Field::IpTos) => assign_at::<2>(bytes, 0, 0, assign),
+        (Header::Ipv4, Field::IpTtl) => assign_at::<2>(bytes, 8, 8, assign),
+        (Header::Ipv4, Field::Ipv4Src) => assign_at::<4>(bytes, 12, 0, assign),
+        (Header::Ipv4, _) => assign_at::<4>(bytes, 16, 0, assign),
+        (Header::Ipv6, Field::IpTos) => assign_at::<2>(bytes, 0, 4, assign),
+        (Header::Ipv6, Field::Ipv6Label) => assign_at::<4>(bytes, 0, 0, assign),
+        (Header::Ipv6, Field::IpTtl) => assign_at::<2>(bytes, 6, 0, assign),
+        (Header::Ipv6, Field::Ipv6Src) => assign_at::<16>(bytes, 8, 0, assign),
+        (Header::Ipv6, _) => assign_at::<16>(bytes, 24, 0, assign),
+        (Header::Tcp | Header::Udp | Header::Sctp, Field::TpSrc) => assign_at::<2>(bytes, 0, 0, assign),
+        (Header::Tcp | Header::Udp | Header::Sctp, _) => assign_at::<2>(bytes, 2, 0, assign),
+    }
 }
 
-fn place_of(header: Header, field: Field) -> Place {
-    let (at, len, shift) = match (header, field) {
-        (Header::Eth, Field::EthDst) => (0, 6, 0),
-        (Header::Eth, _) => (6, 6, 0),
-        (Header::Vlan, Field::Vlan0Pcp) => (2, 2, 13),
-        (Header::Vlan, _) => (2, 2, 0),
-        (Header::Ipv4, Field::IpTos) => (0, 2, 0),
-        (Header::Ipv4, Field::IpTtl) => (8, 2, 8),
-        (Header::Ipv4, Field::Ipv4Src) => (12, 4, 0),
-        (Header::Ipv4, _) => (16, 4, 0),
-        (Header::Ipv6, Field::IpTos) => (0, 2, 4),
-        (Header::Ipv6, Field::Ipv6Label) => (0, 4, 0),
-        (Header::Ipv6, Field::IpTtl) => (6, 2, 0),
-        (Header::Ipv6, Field::Ipv6Src) => (8, 16, 0),
-        (Header::Ipv6, _) => (24, 16, 0),
-        (Header::Tcp | Header::Udp | Header::Sctp, Field::TpSrc) => (0, 2, 0),
-        (Header::Tcp | Header::Udp | Header::Sctp, _) => (2, 2, 0),
-    };
-    Place { at, len, shift }
-}
-
-/// Assigns to the bits from `shift` up of the number that `bytes`, at most 16, are.
-fn rewrite(bytes: &mut [u8], shift: u32, assign: &Assign) {
+/// Assigns to the bits from `shift` up of the number that the `N` bytes from `at` are: whole 16-bit words, as checksums want them.
+#[inline(always)]
+fn assign_at<const N: usize>(bytes: &mut [u8], at: usize, shift: u32, assign: &Assign) -> Sum {
+    let Some(place) = bytes[at..].first_chunk_mut::<N>() else { return Sum::default() };
+    let old = *place;
     let mut number = [0; 16];
-    let number_at = 16 - bytes.len();
-    number[number_at..].copy_from_slice(bytes);
-    let new = u128::from_be_bytes(number) & !(assign.mask << shift) | assign.value << shift;
-    bytes.copy_from_slice(&new.to_be_bytes()[number_at..]);
+    number[16 - N..].copy_from_slice(&old);
+    let number = u128::from_be_bytes(number) & !(assign.mask << shift) | assign.value << shift;
+    place.copy_from_slice(&number.to_be_bytes()[16 - N..]);
+    Sum::default().change(&old, place)
 }
 
 /// Replaces the checksum that `bytes` begins with.
@@ -194,12 +180,16 @@ fn amend_transport(packet: &mut Packet, layers: &Layers, changed: Sum, of_addres
 const UDP_LITE: u8 = 136;
 const DCCP: u8 = 33;
 
-/// Lets the CRC of an SCTP packet follow its ports; `difference` is old xor new of both.
-fn amend_sctp(packet: &mut Packet, layers: &Layers, difference: [u8; 4]) {
+/// Lets the CRC of an SCTP packet follow its ports, which were `before`.
+fn amend_sctp(packet: &mut Packet, layers: &Layers, before: [u8; 4]) {
     let at = layers.transport_at + 8;
     let partial = packet.meta.offload.checksum.is_some_and(|c| usize::from(c.start) + usize::from(c.offset) == at);
     if layers.frag != frag::NO || partial {
         return;
+    }
+    let mut difference = before;
+    for (byte, now) in difference.iter_mut().zip(&packet.bytes()[layers.transport_at..]) {
+        *byte ^= now;
     }
     let behind = layers.end - layers.transport_at - difference.len();
     if let Some(field) = packet.bytes_mut()[at..].first_chunk_mut() {

@@ -41,10 +41,19 @@ const CFI: u16 = 0x1000;
 /// The key of `packet`.
 #[inline]
 pub fn extract(packet: &Packet) -> Key {
-    let mut words = [0; WORDS];
+    let mut key = Key::ZERO;
+    extract_into(packet, &mut key);
+    key
+}
+
+/// Replaces `key` by that of `packet`: for a batch's array of keys, because a key that is returned is also copied, and the
+/// copy has to wait until its parts have left the store buffer.
+#[inline]
+pub fn extract_into(packet: &Packet, key: &mut Key) {
+    *key = Key::ZERO;
+    let words = key.words_mut();
     words[0] = u64::from(packet.meta.in_port.0) << 32;
-    dissect(packet.bytes(), packet.meta.offload.segment.is_some(), &mut words);
-    Key::from_words(words)
+    dissect(packet.bytes(), packet.meta.offload.segment.is_some(), words);
 }
 
 /// Where the headers of `packet` stand, behind any number of VLAN tags: actions may have pushed more than a key holds.
@@ -382,7 +391,7 @@ fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
 
 #[inline(always)]
 fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
+    u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]))
 }
 
 #[cfg(test)]

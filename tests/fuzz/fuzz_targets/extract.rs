@@ -5,7 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use offloadd::flow::{Assign, Header, Set};
 use offloadd::packet::{
-    Offload, Packet, PartialChecksum, Pool, SegmentKind, Segmentation, compose::compose, edit, extract::extract, segment,
+    Offload, Packet, PartialChecksum, Pool, SegmentKind, Segmentation, compose::compose, edit, extract::extract,
+    segment,
 };
 
 fuzz_target!(|bytes: &[u8]| {
