@@ -1,1 +1,321 @@
-//! stub
+//! Configuration: what was written, and what is true.
+//!
+//! [`RawConfig`] is a file as it stands, every key optional; [`Args`] is the command line, which wins over it; [`Config`] is
+//! the two put together, checked, with every default filled in. The rest of the daemon sees only a [`Config`].
+
+use std::fs;
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::port::PortSpec;
+
+/// The most flows that may be configured: 10 million need about 5 GB.
+const MAX_FLOW_LIMIT: usize = 10_000_000;
+
+/// The command line.
+#[derive(clap::Parser, Clone, Debug, Default)]
+#[command(
+    name = "offloadd",
+    version,
+    about = "A userspace switch that hands its flows to hardware without making a packet wait"
+)]
+pub struct Args {
+    /// Configuration file (TOML); without it, only what the command line says
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Control socket; else offloadd.PID.ctl in the run directory
+    #[arg(long, value_name = "PATH")]
+    pub unixctl: Option<PathBuf>,
+    /// Pidfile; else offloadd.pid in the run directory, or none when --unixctl is given
+    #[arg(long, value_name = "PATH")]
+    pub pidfile: Option<PathBuf>,
+    /// Add a port: NAME[,type=packet|tap|pcap|sim][,port_no=N][,option=value…]; may be repeated
+    #[arg(long = "port", value_name = "SPEC")]
+    pub ports: Vec<String>,
+    /// Rules to start with, one a line in the syntax of ovs-ofctl add-flow; without them, actions=normal for every packet
+    #[arg(long, value_name = "FILE")]
+    pub rules: Option<PathBuf>,
+    /// Offload device: none, or KIND[,option=value…] such as sim,preset=fw,capacity=10000,mark-bits=24
+    #[arg(long, value_name = "DEVICE")]
+    pub offload: Option<String>,
+    /// Stop after this time, such as 10s or 5m
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub duration: Option<Duration>,
+    /// Log to this file too
+    #[arg(long, value_name = "PATH")]
+    pub log_file: Option<PathBuf>,
+    /// Show the switch at work without root or hardware: simulated ports, traffic of 1,000 flows and a line a second
+    #[arg(long)]
+    pub demo: bool,
+}
+
+/// A configuration file as it stands. `packaging/offloadd.toml` documents each key.
+#[derive(serde::Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RawConfig {
+    unixctl: Option<PathBuf>,
+    pidfile: Option<PathBuf>,
+    log: Option<Vec<String>>,
+    log_file: Option<PathBuf>,
+    #[serde(default)]
+    datapath: RawDatapath,
+    #[serde(default)]
+    slowpath: RawSlowpath,
+    #[serde(default)]
+    offload: RawOffload,
+}
+
+#[derive(serde::Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawDatapath {
+    ports: Option<Vec<String>>,
+    pollers: Option<usize>,
+    cpus: Option<Vec<usize>>,
+    busy_poll: Option<bool>,
+    flow_limit: Option<usize>,
+    max_idle: Option<String>,
+}
+
+#[derive(serde::Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawSlowpath {
+    rules: Option<PathBuf>,
+    mac_ageing: Option<String>,
+    mac_limit: Option<usize>,
+}
+
+#[derive(serde::Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawOffload {
+    device: Option<String>,
+    queue_limit: Option<usize>,
+}
+
+/// What is true: everything checked, everything filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where this came from, to be read again; `None` when there is no file.
+    pub file: Option<PathBuf>,
+    pub unixctl: Option<PathBuf>,
+    pub pidfile: Option<PathBuf>,
+    /// Log levels as `vlog/set` takes them, in order.
+    pub log: Vec<String>,
+    pub log_file: Option<PathBuf>,
+    pub duration: Option<Duration>,
+    pub demo: bool,
+    pub ports: Vec<PortSpec>,
+    pub pollers: Option<NonZeroUsize>,
+    pub cpus: Vec<usize>,
+    pub busy_poll: bool,
+    pub flow_limit: usize,
+    pub max_idle: Duration,
+    pub rules: Rules,
+    pub mac_ageing: Duration,
+    pub mac_limit: usize,
+    /// `None`: no device.
+    pub device: Option<String>,
+    pub queue_limit: usize,
+}
+
+/// The rules to start with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rules {
+    /// One rule: `actions=normal`.
+    Normal,
+    File(PathBuf),
+    /// Rules of our own, for the demo.
+    Text(&'static str),
+}
+
+/// Why a configuration is none.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{}: {what}", path.display())]
+    Syntax { path: PathBuf, what: String },
+    #[error("{key}: {what}")]
+    Value { key: &'static str, what: String },
+    #[error(transparent)]
+    Port(#[from] crate::port::spec::SpecError),
+}
+
+impl RawConfig {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, is no TOML, or holds a key or type that is not known; says where.
+    pub fn read(path: &Path) -> Result<RawConfig, ConfigError> {
+        let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+            ConfigError::Syntax { path: path.into(), what: format!("line {line}: {}", error.message()) }
+        })
+    }
+}
+
+impl Config {
+    /// Puts file and command line together.
+    ///
+    /// # Errors
+    /// As [`RawConfig::read`], or a value is out of its range; says which and what would be accepted.
+    pub fn load(args: &Args) -> Result<Config, ConfigError> {
+        let raw = match &args.config {
+            Some(path) => RawConfig::read(path)?,
+            None => RawConfig::default(),
+        };
+        Config::resolve(raw, args)
+    }
+
+    fn resolve(raw: RawConfig, args: &Args) -> Result<Config, ConfigError> {
+        let RawConfig { datapath, slowpath, offload, .. } = raw;
+        let texts = datapath.ports.unwrap_or_default();
+        let mut ports =
+            texts.iter().chain(&args.ports).map(|text| text.parse()).collect::<Result<Vec<PortSpec>, _>>()?;
+        if args.demo && ports.is_empty() {
+            ports = demo_ports()?;
+        }
+        let rules = match args.rules.clone().or(slowpath.rules) {
+            Some(file) => Rules::File(file),
+            None if args.demo => Rules::Text(DEMO_RULES),
+            None => Rules::Normal,
+        };
+        let device = args.offload.clone().or(offload.device).unwrap_or_else(|| DEFAULT_DEVICE.into());
+        Ok(Config {
+            file: args.config.clone(),
+            unixctl: args.unixctl.clone().or(raw.unixctl),
+            pidfile: args.pidfile.clone().or(raw.pidfile),
+            log: raw.log.unwrap_or_default(),
+            log_file: args.log_file.clone().or(raw.log_file),
+            duration: args.duration,
+            demo: args.demo,
+            ports,
+            // 0 says "choose", which is also the default.
+            pollers: NonZeroUsize::new(in_range("datapath.pollers", datapath.pollers, 0, 0, 256)?),
+            cpus: datapath.cpus.unwrap_or_default(),
+            // Sleeping costs the first packet after a pause some tens of microseconds and saves a core.
+            busy_poll: datapath.busy_poll.unwrap_or(false),
+            // Open vSwitch's default, too.
+            flow_limit: in_range("datapath.flow-limit", datapath.flow_limit, 200_000, 1, MAX_FLOW_LIMIT)?,
+            // Long enough to outlive a pause between requests, short enough to forget scans.
+            max_idle: duration("datapath.max-idle", datapath.max_idle, Duration::from_secs(10))?,
+            rules,
+            // IEEE 802.1D-2004, table 7-5.
+            mac_ageing: duration("slowpath.mac-ageing", slowpath.mac_ageing, Duration::from_secs(300))?,
+            mac_limit: in_range("slowpath.mac-limit", slowpath.mac_limit, 8_192, 1, 1_000_000)?,
+            device: (device != "none").then_some(device),
+            // Some tens of milliseconds of a fast device's work.
+            queue_limit: in_range("offload.queue-limit", offload.queue_limit, 65_536, 1, MAX_FLOW_LIMIT)?,
+        })
+    }
+}
+
+/// The device when none is named.
+const DEFAULT_DEVICE: &str = "sim";
+
+/// What the demo forwards by: routes, a changed header, a drop and the learning switch.
+const DEMO_RULES: &str = "\
+table=0,priority=200,udp,tp_dst=53,actions=drop
+table=0,priority=100,in_port=1,ip,nw_dst=10.0.0.0/8,actions=goto_table:1
+table=0,priority=0,actions=normal
+table=1,priority=10,ip,actions=dec_ttl,output:2
+";
+
+fn demo_ports() -> Result<Vec<PortSpec>, ConfigError> {
+    let specs = ["in,type=sim,port_no=1,flows=1000,rate=1000000,size=64", "out,type=sim,port_no=2"];
+    Ok(specs.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+}
+
+fn in_range(
+    key: &'static str,
+    value: Option<usize>,
+    default: usize,
+    min: usize,
+    max: usize,
+) -> Result<usize, ConfigError> {
+    match value.unwrap_or(default) {
+        value if (min..=max).contains(&value) => Ok(value),
+        value => Err(ConfigError::Value { key, what: format!("{value} is not between {min} and {max}") }),
+    }
+}
+
+fn duration(key: &'static str, value: Option<String>, default: Duration) -> Result<Duration, ConfigError> {
+    let Some(text) = value else { return Ok(default) };
+    match humantime::parse_duration(&text) {
+        Ok(duration) if duration >= Duration::from_millis(100) => Ok(duration),
+        Ok(_) => Err(ConfigError::Value { key, what: format!("{text} is shorter than 100ms") }),
+        Err(error) => Err(ConfigError::Value { key, what: format!("{text:?}: {error}; expected a time such as 10s") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(toml: &str, args: &Args) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        fs::write(&path, toml).unwrap();
+        let args = Args { config: Some(path.clone()), ..args.clone() };
+        Config::load(&args).map_err(|error| error.to_string().replace(path.to_str().unwrap(), "FILE"))
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file() {
+        let args = Args { offload: Some("none".into()), ..Args::default() };
+        let config = resolve("[offload]\ndevice = \"sim\"\nqueue-limit = 9", &args).unwrap();
+        assert_eq!(config.device, None);
+        assert_eq!(config.queue_limit, 9);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_and_what_would_do() {
+        let none = Args::default();
+        let error = |toml| resolve(toml, &none).unwrap_err();
+        assert!(error("[datapath]\nflow-limit = 0").starts_with("datapath.flow-limit: 0 is not between 1 and"));
+        assert!(error("[datapath]\nmax-idle = \"soon\"").contains("expected a time such as 10s"));
+        assert!(error("\n[datapath]\nflowlimit = 1").starts_with("FILE: line 3: unknown field `flowlimit`"));
+        assert!(error("[datapath]\nports = [\"x,type=carrier-pigeon\"]").contains("carrier-pigeon"));
+    }
+
+    #[test]
+    fn the_example_file_holds_every_key_with_its_default() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/offloadd.toml");
+        let text = fs::read_to_string(&example).unwrap();
+        // The example shows each key commented out, with its default; a key without a default as an example.
+        let uncommented: String = text
+            .lines()
+            .map(|line| line.strip_prefix("#: ").unwrap_or(line))
+            .filter(|line| !line.starts_with("#"))
+            .fold(String::new(), |all, line| all + line + "\n");
+        let from_example = resolve(&uncommented, &Args::default()).unwrap();
+        let mut defaults = resolve("", &Args::default()).unwrap();
+        defaults.file = from_example.file.clone();
+        assert_eq!(from_example, defaults);
+        let keys = [
+            "unixctl",
+            "pidfile",
+            "log",
+            "log-file",
+            "ports",
+            "pollers",
+            "cpus",
+            "busy-poll",
+            "flow-limit",
+            "max-idle",
+            "rules",
+            "mac-ageing",
+            "mac-limit",
+            "device",
+            "queue-limit",
+        ];
+        for key in keys {
+            let shown = |line: &str| {
+                line.trim_start_matches("#:").trim_start_matches('#').trim().starts_with(&format!("{key} ="))
+            };
+            assert!(text.lines().any(shown), "{key} is not in the example");
+        }
+    }
+}

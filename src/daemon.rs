@@ -1,1 +1,330 @@
-//! stub
+//! [`Daemon`]: the house with everybody in it, and [`run`], a day in its life.
+//!
+//! ```text
+//!   Config ─► socket and pidfile ─► slow path ─► offload worker ─► pollers ─► ports and rules ─► "ready"
+//!                                                                                     │
+//!             main thread: control socket, signals, reports, timers  ◄────────────────┘
+//!                                                                                     │ SIGTERM, exit, --duration
+//!   ports closed ◄─ pollers ended ◄─ rules out of the device ◄────────────────────────┘
+//! ```
+//!
+//! # Thread-safety
+//! The main thread runs [`run`]; commands, and the short-lived threads that reload or remove a broken port, share the
+//! [`Daemon`] by reference count.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use offloadctl::rundir::RunDir;
+
+use crate::config::{Args, Config, Rules};
+use crate::control::commands;
+use crate::control::{Endpoint, Limits, Pidfile, Registry, Server};
+use crate::datapath::poller::{Report, Reports};
+use crate::datapath::shared::Shared;
+use crate::datapath::switch::{PollerConfig, Switch};
+use crate::demo::Demo;
+use crate::flow::PortNo;
+use crate::offload::backend::{self, BackendSpec, Opened};
+use crate::offload::{Offload, OffloadConfig};
+use crate::port::PortSpec;
+use crate::slowpath::{Options, Slowpath};
+use crate::telemetry::log as logging;
+
+/// How often timers run: rule timeouts, station ageing, ports' MTUs.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How long a stop waits for the device to forget its rules.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// What `version` answers.
+pub const VERSION: &str = concat!("offloadd ", env!("CARGO_PKG_VERSION"));
+
+/// Everything that commands reach.
+pub struct Daemon {
+    pub switch: Switch,
+    pub slowpath: Arc<Slowpath>,
+    args: Args,
+    config: Mutex<Config>,
+    stop: AtomicBool,
+    wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Builds the daemon, runs it until it is told to stop, and takes it down again.
+///
+/// # Errors
+/// Something cannot be had: socket, pidfile, device, port, rules. Then nothing is left behind.
+pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
+    logging::init(std::env::var("RUST_LOG").ok().as_deref(), config.log_file.as_deref())?;
+    logging::set(&config.log).context("log")?;
+    let (mut endpoint, _pidfile) = open_door(&config)?;
+    endpoint.watch_signals().context("cannot catch signals")?;
+    let handle = endpoint.handle();
+    let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || handle.wake());
+    let (reports, incoming) = mpsc::channel();
+
+    let daemon =
+        Arc::new(Daemon::build(config.clone(), args, Reports { channel: reports, wake: Arc::clone(&wake) }, wake)?);
+    let result = daemon.furnish(&config).and_then(|()| {
+        let mut registry = Registry::new(VERSION);
+        commands::register(&mut registry, &daemon);
+        let mut server = endpoint.serve(registry);
+        log::info!(target: "daemon", "{VERSION} is ready");
+        daemon.live(&mut server, &incoming)
+        // The server goes here: no command sees the house half taken down.
+    });
+    daemon.take_down();
+    result
+}
+
+/// Socket and pidfile, before anything else: a second daemon finds out before it touches anything.
+fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
+    let run_dir = RunDir::of_user();
+    if config.unixctl.is_none() || config.pidfile.is_none() && config.unixctl.is_none() {
+        run_dir.create()?;
+    }
+    let pidfile: Option<PathBuf> = match (&config.pidfile, &config.unixctl) {
+        (Some(path), _) => Some(path.clone()),
+        (None, None) => Some(run_dir.pidfile()),
+        (None, Some(_)) => None,
+    };
+    let pidfile = pidfile.map(Pidfile::create).transpose()?;
+    let socket = config.unixctl.clone().unwrap_or_else(|| run_dir.socket(std::process::id()));
+    Ok((Endpoint::bind(socket, Limits::default())?, pidfile))
+}
+
+impl Daemon {
+    /// Everything but ports and rules.
+    fn build(
+        config: Config,
+        args: Args,
+        reports: Reports,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> anyhow::Result<Daemon> {
+        let slowpath = Arc::new(Slowpath::new(Options { stations: config.mac_limit, ageing: config.mac_ageing }));
+        let (offload, front) = match &config.device {
+            None => (Offload::none(), None),
+            Some(text) => {
+                let spec: BackendSpec = text.parse()?;
+                let Opened { backend, front } = backend::open(&spec)?;
+                let wanted = OffloadConfig { queue_limit: config.queue_limit, ..OffloadConfig::default() };
+                (Offload::start(backend, wanted).context("offload worker")?, Some(front))
+            }
+        };
+        let shared =
+            Shared::new(Arc::clone(&slowpath), offload.started(), config.flow_limit, config.max_idle, config.busy_poll);
+        let pollers = PollerConfig { count: poller_count(&config), cpus: config.cpus.clone() };
+        let switch = Switch::start(Arc::new(shared), offload, front, &pollers, reports).context("pollers")?;
+        Ok(Daemon { switch, slowpath, args, config: Mutex::new(config), stop: AtomicBool::new(false), wake })
+    }
+
+    /// Ports, then the rules, which may name them.
+    fn furnish(&self, config: &Config) -> anyhow::Result<()> {
+        for spec in &config.ports {
+            block_on(self.switch.add_port(spec))?;
+        }
+        self.load_rules(&config.rules)
+    }
+
+    fn load_rules(&self, rules: &Rules) -> anyhow::Result<()> {
+        let names = self.switch.names();
+        let loaded = match rules {
+            Rules::Normal => self.slowpath.load("priority=0,actions=normal\n", &names, Instant::now())?,
+            Rules::Text(text) => self.slowpath.load(text, &names, Instant::now())?,
+            Rules::File(path) => commands::rule::load(self, path).map_err(|error| anyhow::anyhow!("rules {error}"))?,
+        };
+        log::info!(target: "slowpath", "{loaded} rules loaded");
+        Ok(())
+    }
+
+    /// The main thread's loop.
+    fn live(self: &Arc<Self>, server: &mut Server, incoming: &mpsc::Receiver<Report>) -> anyhow::Result<()> {
+        let (duration, demo) = {
+            let config = self.config();
+            (config.duration, config.demo)
+        };
+        let start = Instant::now();
+        let end = duration.map(|duration| start + duration);
+        let mut demo = demo.then(|| Demo::begin(start, self));
+        let mut tick = start + TICK;
+        loop {
+            let next = end.map_or(tick, |end| end.min(tick));
+            let turn = server.turn(Some(next.saturating_duration_since(Instant::now()))).context("control loop")?;
+            incoming.try_iter().for_each(|report| self.hear(report));
+            if turn.reload {
+                self.in_background("reload", |daemon| daemon.reload());
+            }
+            let now = Instant::now();
+            if now >= tick {
+                tick = now.max(tick) + TICK - (now - tick).min(TICK);
+                self.tick(now);
+                if let Some(demo) = &mut demo {
+                    demo.line(now, self);
+                }
+                if self.switch.poller_died() {
+                    anyhow::bail!("a poller ended unexpectedly; see the log");
+                }
+            }
+            if turn.stop || self.stop.load(Ordering::Relaxed) || end.is_some_and(|end| now >= end) {
+                log::info!(target: "daemon", "stopping");
+                if let Some(demo) = demo {
+                    demo.end(now, self);
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    fn tick(&self, now: Instant) {
+        self.slowpath.expire(now);
+        self.switch.refresh_ports();
+    }
+
+    fn hear(self: &Arc<Self>, report: Report) {
+        match report {
+            Report::PortFailed { port, error } => {
+                log::error!(target: "port", "port {port}: {error}; removing it");
+                self.in_background("remove-port", move |daemon| daemon.drop_port(port));
+            }
+        }
+    }
+
+    fn drop_port(&self, port: PortNo) {
+        block_on(self.switch.remove_port(port));
+    }
+
+    /// Reads the configuration again and changes what can change while packets flow. A bad file changes nothing.
+    fn reload(&self) {
+        let config = match Config::load(&self.args) {
+            Ok(config) => config,
+            Err(error) => return log::error!(target: "daemon", "not reloaded: {error}"),
+        };
+        // One reload at a time, and each compares with what the last one left.
+        let mut current = self.config();
+        if let Err(error) = logging::set(&config.log) {
+            return log::error!(target: "daemon", "not reloaded: log: {error}");
+        }
+        self.switch.shared.set_flow_limit(config.flow_limit);
+        self.switch.shared.set_max_idle(config.max_idle);
+        self.switch.shared.busy_poll.store(config.busy_poll, Ordering::Relaxed);
+        let gone = current.ports.iter().filter(|spec| !config.ports.contains(spec));
+        for number in gone.filter_map(|spec| self.switch.port_number(&spec.name)).collect::<Vec<_>>() {
+            self.drop_port(number);
+        }
+        let added: Vec<&PortSpec> = config.ports.iter().filter(|spec| !current.ports.contains(spec)).collect();
+        for spec in added {
+            if let Err(error) = block_on(self.switch.add_port(spec)) {
+                log::error!(target: "daemon", "reload: {error}");
+            }
+        }
+        if let Rules::File(_) = config.rules
+            && let Err(error) = self.load_rules(&config.rules)
+        {
+            log::error!(target: "daemon", "reload: {error:#}");
+        }
+        for key in needs_restart(&current, &config) {
+            log::warn!(target: "daemon", "{key} has changed; the change takes effect at the next start");
+        }
+        *current = config;
+        log::info!(target: "daemon", "reloaded");
+    }
+
+    /// Makes the main loop end.
+    pub fn ask_to_stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+        (self.wake)();
+    }
+
+    /// What a poller's flows stand under in dumps.
+    pub fn poller_title(&self, poller: usize) -> String {
+        format!("flow-dump from {}", self.place(poller, "pmd on cpu core: "))
+    }
+
+    /// What a poller's counts stand under.
+    pub fn poller_place(&self, poller: usize) -> String {
+        self.place(poller, "pmd thread numa_id 0 core_id ")
+    }
+
+    /// A poller's processor if it has one of its own, else its number.
+    fn place(&self, poller: usize, pinned: &str) -> String {
+        match self.config().cpus.get(poller) {
+            Some(cpu) => format!("{pinned}{cpu}"),
+            None => format!("poller: {poller}"),
+        }
+    }
+
+    fn config(&self) -> std::sync::MutexGuard<'_, Config> {
+        // Replaced whole, so a panic leaves no half of one behind.
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs what must wait for others on a thread of its own, so that the control socket goes on answering.
+    fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce(&Daemon) + Send + 'static) {
+        let daemon = Arc::clone(self);
+        if let Err(error) = thread::Builder::new().name(name.into()).spawn(move || work(&daemon)) {
+            log::error!(target: "daemon", "{name}: {error}");
+        }
+    }
+
+    /// The reverse of the building: first no more packets, then no rules in the device.
+    fn take_down(&self) {
+        self.switch.stop();
+        let stopped = self.switch.offload.stop(Instant::now() + DRAIN);
+        if stopped.left > 0 {
+            log::error!(target: "daemon", "{} rules may be left in the device", stopped.left);
+        }
+        log::info!(target: "daemon", "stopped; {} rules removed from the device", stopped.removed);
+    }
+}
+
+/// One poller a receive queue known at the start, and one processor for everything else.
+fn poller_count(config: &Config) -> usize {
+    if let Some(count) = config.pollers {
+        return count.get();
+    }
+    let queues: usize = config.ports.iter().map(PortSpec::rx_queues).sum();
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    queues.min(processors.saturating_sub(1)).max(1)
+}
+
+/// The keys that differ and cannot change while packets flow.
+fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let differs = [
+        ("unixctl", old.unixctl != new.unixctl),
+        ("pidfile", old.pidfile != new.pidfile),
+        ("log-file", old.log_file != new.log_file),
+        ("datapath.pollers", old.pollers != new.pollers),
+        ("datapath.cpus", old.cpus != new.cpus),
+        ("slowpath.mac-ageing", old.mac_ageing != new.mac_ageing),
+        ("slowpath.mac-limit", old.mac_limit != new.mac_limit),
+        ("offload.device", old.device != new.device),
+        ("offload.queue-limit", old.queue_limit != new.queue_limit),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}
+
+/// Waits for a future on this thread; for threads that may sleep.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => thread::park(),
+        }
+    }
+}

@@ -5,6 +5,7 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod demo;
 pub mod flow;
 pub mod offload;
 pub mod packet;

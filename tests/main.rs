@@ -1,4 +1,8 @@
-//! The integration tests, in one binary.
+//! The integration tests, in one binary: the switch as its users meet it.
 
+/// Frames of every kind the switch must carry, made from a seed.
+mod capture;
+/// The control socket: what clients of every kind may do to it, and what they get.
+mod control;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;

@@ -1,9 +1,39 @@
-//! stub with the final public face
+//! [`OffloadCell`]: what one poller's flow and the worker know of each other.
+//!
+//! ```text
+//!                 put                popped                 backend ok
+//!    Software ─────────► Queued ───────────► Installing ─────────────► Offloaded(Mark | Full)
+//!     ▲  ▲  ▲              │                     │                         │
+//!     │  │  └─ queue full ─┤ (counted)           │ refused                 │ flow died, changed, or evicted
+//!     │  │                 │ flow died           ▼                         ▼
+//!     │  │                 ▼                 Refused(why)              Removing ── flow died ──► Gone
+//!     │  │                Gone                   │                         │
+//!     │  └── actions changed, room again, backoff over                     │
+//!     └───────────────── flow lives on: changed, evicted, flushed ─────────┘
+//! ```
+//!
+//! The drawing is what dumps show. What drives the trip is level-triggered, in both directions: one side publishes
+//! the new state, then claims the cell's link ([`crate::sys::stack`]), and pushes the cell if the claim succeeded; the
+//! other side gives the link up, then reads the state. So a cell is in a lane at most once, and whoever reads it last
+//! reads the newest.
+//!
+//! # Thread-safety
+//! What the flow wants is written by its poller; the mark, the outcome and the device's counts by the worker. Before
+//! the flow was first let into the queue the outcome is the poller's too. Anybody may read.
+
+use std::fmt;
+use std::hash::BuildHasher;
+use std::time::{Duration, Instant};
+
+use super::agent::Mailbox;
 use super::mark::Mark;
 use crate::flow::{Actions, Match, Ufid};
+use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Ordering};
+use crate::sys::stack::Node;
 
 /// How far a device takes a flow.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Helps the software path: packets arrive marked.
     Mark,
@@ -11,8 +41,18 @@ pub enum Level {
     Full,
 }
 
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Level::Mark => "mark",
+            Level::Full => "full",
+        })
+    }
+}
+
 /// Where a flow stands on its trip, as dumps show it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Standing {
     Software,
     Queued,
@@ -24,22 +64,95 @@ pub enum Standing {
 }
 
 /// Why a flow is not in the device.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Refusal {
+    /// The put lane had no room when the flow was new. It may ask again.
     QueueFull,
+    /// All marks are in use or in quarantine. It is put when one is free.
     NoMark,
+    /// The device's table is full. It is put when there is room.
     NoRoom,
+    /// The device cannot match a field or execute an action of it.
     Unsupported,
+    /// The device failed. It is tried again, less and less often.
     Device,
+    /// No device serves its port, or offload is off.
     NoDevice,
 }
 
+impl Refusal {
+    /// Every refusal, in the order of their codes.
+    pub const ALL: [Refusal; 6] = [
+        Refusal::QueueFull,
+        Refusal::NoMark,
+        Refusal::NoRoom,
+        Refusal::Unsupported,
+        Refusal::Device,
+        Refusal::NoDevice,
+    ];
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::QueueFull => "queue full",
+            Refusal::NoMark => "no mark free",
+            Refusal::NoRoom => "no room in the device",
+            Refusal::Unsupported => "not supported by the device",
+            Refusal::Device => "device error",
+            Refusal::NoDevice => "no device",
+        })
+    }
+}
+
+impl Standing {
+    fn code(self) -> u32 {
+        match self {
+            Standing::Software => 0,
+            Standing::Queued => 1,
+            Standing::Installing => 2,
+            Standing::Removing => 3,
+            Standing::Gone => 4,
+            Standing::Offloaded(Level::Mark) => 5,
+            Standing::Offloaded(Level::Full) => 6,
+            Standing::Refused(why) => 7 + why as u32,
+        }
+    }
+
+    fn from_code(code: u32) -> Standing {
+        match code {
+            1 => Standing::Queued,
+            2 => Standing::Installing,
+            3 => Standing::Removing,
+            4 => Standing::Gone,
+            5 => Standing::Offloaded(Level::Mark),
+            6 => Standing::Offloaded(Level::Full),
+            _ => match Refusal::ALL.get((code as usize).wrapping_sub(7)) {
+                Some(&why) => Standing::Refused(why),
+                None => Standing::Software,
+            },
+        }
+    }
+}
+
 /// Packets and bytes of a flow, and when the last came (nanoseconds on the daemon's clock; 0 = never).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct FlowStats {
     pub packets: u64,
     pub bytes: u64,
     pub used_ns: u64,
+}
+
+impl FlowStats {
+    /// What came since `earlier`; nothing where a counter went back, as after a device's reset.
+    pub fn since(&self, earlier: &FlowStats) -> FlowStats {
+        FlowStats {
+            packets: self.packets.saturating_sub(earlier.packets),
+            bytes: self.bytes.saturating_sub(earlier.bytes),
+            used_ns: self.used_ns,
+        }
+    }
 }
 
 /// Which flow of its poller a cell belongs to: an index that is used again, and a generation that is not.
@@ -49,33 +162,267 @@ pub struct FlowSlot {
     pub generation: u32,
 }
 
-/// What one poller's flow and the worker know of each other.
-pub struct OffloadCell {
-    _private: (),
+/// What one poller's flow and the worker know of each other. The node's links are the flow's place in the two lanes
+/// to the worker and in the poller's inbox.
+pub type OffloadCell = Node<Cell>;
+
+/// The content of an [`OffloadCell`].
+pub struct Cell {
+    slot: FlowSlot,
+    ufid: Ufid,
+    matching: Match,
+    hash: u64,
+    mailbox: Arc<Mailbox>,
+    wants: Published<Wants>,
+    /// The poller asked for removal. Never taken back.
+    dead: AtomicBool,
+    /// It was let into the queue once. The poller's.
+    admitted: AtomicBool,
+    /// When the oldest request that is not done yet was made: nanoseconds on the offload's clock, plus one; 0 = none.
+    requested: AtomicU64,
+    /// Code of the outcome. Without `Queued`, which follows from the link.
+    outcome: AtomicU32,
+    mark: AtomicU32,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    used_ns: AtomicU64,
+}
+
+/// What a flow should do, as decided by decision number `decision`: the highest wins among several owners.
+#[derive(Clone, Debug)]
+pub struct Wants {
+    pub actions: Actions,
+    pub decision: u64,
+}
+
+/// Says that two matches are the same megaflow, for tables and for the choice of a worker. Seeded, because packets'
+/// authors choose matches.
+pub type MatchHasher = foldhash::fast::RandomState;
+
+impl Cell {
+    pub(super) fn new(
+        slot: FlowSlot,
+        ufid: Ufid,
+        matching: Match,
+        wants: Wants,
+        hasher: &MatchHasher,
+        mailbox: Arc<Mailbox>,
+    ) -> OffloadCell {
+        Node::new(Cell {
+            slot,
+            ufid,
+            hash: hasher.hash_one(matching),
+            matching,
+            mailbox,
+            wants: Published::new(wants),
+            dead: AtomicBool::new(false),
+            admitted: AtomicBool::new(false),
+            requested: AtomicU64::new(0),
+            outcome: AtomicU32::new(Standing::Software.code()),
+            mark: AtomicU32::new(0),
+            packets: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            used_ns: AtomicU64::new(0),
+        })
+    }
+
+    pub fn slot(&self) -> FlowSlot {
+        self.slot
+    }
+
+    pub fn ufid(&self) -> Ufid {
+        self.ufid
+    }
+
+    pub fn matching(&self) -> &Match {
+        &self.matching
+    }
+
+    /// What the flow wants to do now.
+    pub fn actions(&self) -> Actions {
+        self.wants.load().actions.clone()
+    }
+
+    /// The mark that packets of this flow carry now, which the poller should have bound to it.
+    #[inline]
+    pub fn mark(&self) -> Option<Mark> {
+        Mark::new(self.mark.load(Ordering::Acquire))
+    }
+
+    /// What the device forwarded by itself. Each number is right by itself; together they may be of two moments.
+    pub fn device_stats(&self) -> FlowStats {
+        FlowStats {
+            packets: self.packets.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            used_ns: self.used_ns.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The id of the poller whose flow it is.
+    pub fn poller(&self) -> u32 {
+        self.mailbox.poller()
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// The newest wants.
+    pub fn wants(&self) -> std::sync::Arc<Wants> {
+        self.wants.load()
+    }
+
+    /// Whether the flow has been released.
+    #[inline]
+    pub fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_admitted(&self) -> bool {
+        self.admitted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn admit(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+
+    /// The poller's: publishes what the flow wants. Lock-free; costs one small allocation, as decisions do.
+    pub(super) fn want(&self, wants: Wants) {
+        self.wants.store(wants);
+    }
+
+    /// The poller's: publishes that the flow is dead.
+    pub(super) fn die(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// The poller's: remembers when the oldest open request was made.
+    pub(super) fn request(&self, since_start: Duration) {
+        if self.requested.load(Ordering::Relaxed) == 0 {
+            self.requested.store(since_start.as_nanos() as u64 + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// The worker's: closes the open request and says how long it was open.
+    pub(super) fn answer(&self, since_start: Duration) -> Option<Duration> {
+        let requested = self.requested.swap(0, Ordering::Relaxed).checked_sub(1)?;
+        Some(since_start.saturating_sub(Duration::from_nanos(requested)))
+    }
+
+    pub(super) fn set_outcome(&self, outcome: Standing) {
+        self.outcome.store(outcome.code(), Ordering::Relaxed);
+    }
+
+    fn outcome(&self) -> Standing {
+        Standing::from_code(self.outcome.load(Ordering::Relaxed))
+    }
+
+    /// The worker's: counts what the device forwarded by itself since the last time.
+    pub(super) fn add_device_stats(&self, more: &FlowStats) {
+        let add = |total: &AtomicU64, n: u64| total.store(total.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        add(&self.packets, more.packets);
+        add(&self.bytes, more.bytes);
+        self.used_ns.fetch_max(more.used_ns, Ordering::Relaxed);
+    }
 }
 
 impl OffloadCell {
-    pub fn slot(&self) -> FlowSlot {
-        todo!()
-    }
-    pub fn ufid(&self) -> Ufid {
-        todo!()
-    }
-    pub fn matching(&self) -> &Match {
-        todo!()
-    }
-    pub fn actions(&self) -> Actions {
-        todo!()
-    }
-    /// The mark that packets of this flow carry now, which the poller should have bound to it.
-    pub fn mark(&self) -> Option<Mark> {
-        todo!()
-    }
+    /// Where the flow stands now.
     pub fn standing(&self) -> Standing {
-        todo!()
+        let waits = Node::is_claimed::<{ super::queue::PUT }>(self);
+        match self.outcome() {
+            Standing::Software | Standing::Refused(_) if waits => Standing::Queued,
+            outcome => outcome,
+        }
     }
-    /// What the device forwarded by itself.
-    pub fn device_stats(&self) -> FlowStats {
-        todo!()
+
+    /// The worker's: publishes the mark and, where it changed and the flow lives, has the poller look.
+    pub(super) fn publish_mark(cell: &Arc<OffloadCell>, mark: Option<Mark>) {
+        let value = mark.map_or(0, |mark| mark.0.get());
+        if cell.mark.load(Ordering::Relaxed) == value {
+            return;
+        }
+        cell.mark.store(value, Ordering::Release);
+        if !cell.is_dead() {
+            cell.mailbox.deliver(cell);
+        }
+    }
+
+    /// Whether the poller has looked at every mark that was published.
+    pub(super) fn is_delivered(&self) -> bool {
+        self.is_dead() || !Node::is_claimed::<{ super::agent::INBOX }>(self)
+    }
+}
+
+/// Wants are few words that change together, with one writer and any number of readers.
+#[cfg(not(loom))]
+struct Published<T>(arc_swap::ArcSwap<T>);
+
+#[cfg(not(loom))]
+impl<T> Published<T> {
+    fn new(value: T) -> Published<T> {
+        Published(arc_swap::ArcSwap::from_pointee(value))
+    }
+
+    fn load(&self) -> std::sync::Arc<T> {
+        self.0.load_full()
+    }
+
+    fn store(&self, value: T) {
+        self.0.store(std::sync::Arc::new(value));
+    }
+}
+
+/// The model checker cannot look into `ArcSwap`; a mutex gives it the same values.
+#[cfg(loom)]
+struct Published<T>(crate::sync::Mutex<std::sync::Arc<T>>);
+
+#[cfg(loom)]
+impl<T> Published<T> {
+    fn new(value: T) -> Published<T> {
+        Published(crate::sync::Mutex::new(std::sync::Arc::new(value)))
+    }
+
+    fn load(&self) -> std::sync::Arc<T> {
+        std::sync::Arc::clone(&self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    fn store(&self, value: T) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = std::sync::Arc::new(value);
+    }
+}
+
+/// The clock that requests are timed by: what has passed since the offload was started.
+pub(super) fn since(start: Instant, now: Instant) -> Duration {
+    now.saturating_duration_since(start)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standing_survives_its_code() {
+        let mut all = vec![
+            Standing::Software,
+            Standing::Queued,
+            Standing::Installing,
+            Standing::Removing,
+            Standing::Gone,
+            Standing::Offloaded(Level::Mark),
+            Standing::Offloaded(Level::Full),
+        ];
+        all.extend(Refusal::ALL.map(Standing::Refused));
+        for (i, standing) in all.iter().enumerate() {
+            assert_eq!(Standing::from_code(standing.code()), *standing);
+            assert!(all[..i].iter().all(|other| other.code() != standing.code()));
+        }
+    }
+
+    #[test]
+    fn a_counter_that_went_back_adds_nothing() {
+        let (before, after) =
+            (FlowStats { packets: 9, bytes: 90, used_ns: 1 }, FlowStats { packets: 2, bytes: 20, used_ns: 5 });
+        assert_eq!(after.since(&before), FlowStats { packets: 0, bytes: 0, used_ns: 5 });
     }
 }

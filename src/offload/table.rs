@@ -1,1 +1,211 @@
-//! stub
+//! [`Installed`]: every megaflow that a worker knows, with what its owners want and what the device has.
+//!
+//! A rule is found by its whole match; the hash only says where to look. Rules have ids that are never used twice
+//! ([`RuleId`]), so that a timer or a list may keep one without keeping the rule.
+//!
+//! # Thread-safety
+//! Owned by one worker.
+
+use std::time::Instant;
+
+use hashbrown::HashTable;
+use smallvec::SmallVec;
+
+use super::backend::Handle;
+use super::mark::MarkLease;
+use super::state::{FlowStats, Level, OffloadCell, Refusal};
+use crate::flow::{Actions, Field, Match, PortNo, Ufid};
+use crate::sync::Arc;
+
+/// The cells of one megaflow, one or more a poller while an older one is dying.
+pub type Owners = SmallVec<[Arc<OffloadCell>; 2]>;
+
+/// One megaflow: wanted by its owners, in the device, or both.
+pub struct Rule {
+    pub matching: Match,
+    pub hash: u64,
+    pub ufid: Ufid,
+    pub owners: Owners,
+    pub has: Option<InDevice>,
+    /// The device's rule must go before another may be put, whatever the owners want.
+    pub condemned: bool,
+    /// Why it is not in the device though wanted.
+    pub trouble: Option<Trouble>,
+    /// Why it could not be removed though not wanted.
+    pub stuck: Option<Trouble>,
+    /// It stands in the list of rules that wait for room.
+    pub waits_for_room: bool,
+}
+
+/// What the device has of a rule.
+pub struct InDevice {
+    pub handle: Handle,
+    pub level: Level,
+    pub lease: MarkLease,
+    pub actions: Actions,
+    /// The flush generation that it was put under.
+    pub flush: u64,
+    /// The device's counts at the last reading.
+    pub stats: FlowStats,
+}
+
+/// What stands between a rule and what its owners want: the reason, as data.
+#[derive(Clone, Debug)]
+pub struct Trouble {
+    pub why: Refusal,
+    /// The device's words, or the field or action that it cannot do.
+    pub text: String,
+    /// The decision that met it; a newer one is tried at once.
+    pub decision: u64,
+    pub attempts: u32,
+    pub first: Instant,
+    pub last: Instant,
+    /// When to try again; `None`: not before something else changes.
+    pub next: Option<Instant>,
+}
+
+impl Rule {
+    pub fn new(cell: &OffloadCell) -> Rule {
+        Rule {
+            matching: *cell.matching(),
+            hash: cell.hash(),
+            ufid: cell.ufid(),
+            owners: Owners::new(),
+            has: None,
+            condemned: false,
+            trouble: None,
+            stuck: None,
+            waits_for_room: false,
+        }
+    }
+
+    /// The port whose packets it matches; `None` where that is wildcarded.
+    pub fn in_port(&self) -> Option<PortNo> {
+        self.matching.mask().is_exact(Field::InPort).then(|| self.matching.key().in_port())
+    }
+
+    pub fn owns(&self, cell: &Arc<OffloadCell>) -> bool {
+        self.owners.iter().any(|owner| Arc::ptr_eq(owner, cell))
+    }
+
+    /// The owners whose flows live.
+    pub fn living(&self) -> impl Iterator<Item = &Arc<OffloadCell>> {
+        self.owners.iter().filter(|owner| !owner.is_dead())
+    }
+}
+
+/// A rule's place in the table, good until the rule is removed and naming nothing afterwards.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RuleId {
+    index: u32,
+    generation: u32,
+}
+
+/// All rules of one worker.
+#[derive(Default)]
+pub struct Installed {
+    index: HashTable<u32>,
+    places: Vec<Place>,
+    free: Vec<u32>,
+    in_device: usize,
+}
+
+#[derive(Default)]
+struct Place {
+    generation: u32,
+    rule: Option<Rule>,
+}
+
+impl Installed {
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    pub fn find(&self, hash: u64, matching: &Match) -> Option<RuleId> {
+        let same = |&index: &u32| self.at(index).is_some_and(|rule| rule.matching == *matching);
+        let index = *self.index.find(hash, same)?;
+        Some(RuleId { index, generation: self.places[index as usize].generation })
+    }
+
+    /// Adds a rule whose match is not in the table yet.
+    pub fn insert(&mut self, rule: Rule) -> RuleId {
+        let hash = rule.hash;
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            // More than 2^32 rules do not fit into memory.
+            (self.places.len() - 1) as u32
+        });
+        let place = &mut self.places[index as usize];
+        place.rule = Some(rule);
+        let id = RuleId { index, generation: place.generation };
+        let places = &self.places;
+        let hash_of = |&index: &u32| places[index as usize].rule.as_ref().map_or(0, |rule| rule.hash);
+        self.index.insert_unique(hash, index, hash_of);
+        id
+    }
+
+    pub fn get(&self, id: RuleId) -> Option<&Rule> {
+        let place = self.places.get(id.index as usize)?;
+        place.rule.as_ref().filter(|_| place.generation == id.generation)
+    }
+
+    pub fn get_mut(&mut self, id: RuleId) -> Option<&mut Rule> {
+        let place = self.places.get_mut(id.index as usize)?;
+        place.rule.as_mut().filter(|_| place.generation == id.generation)
+    }
+
+    pub fn remove(&mut self, id: RuleId) -> Option<Rule> {
+        let hash = self.get(id)?.hash;
+        if let Ok(entry) = self.index.find_entry(hash, |&index| index == id.index) {
+            entry.remove();
+        }
+        let place = &mut self.places[id.index as usize];
+        place.generation = place.generation.wrapping_add(1);
+        self.free.push(id.index);
+        place.rule.take()
+    }
+
+    /// Every rule, in no order that means anything.
+    pub fn iter(&self) -> impl Iterator<Item = (RuleId, &Rule)> {
+        self.places.iter().enumerate().filter_map(|(index, place)| {
+            let rule = place.rule.as_ref()?;
+            Some((RuleId { index: index as u32, generation: place.generation }, rule))
+        })
+    }
+
+    /// Up to `n` rules in the device from place `from` on, and the place to go on from; 0 after the last.
+    pub fn slice(&self, from: usize, n: usize) -> (Vec<RuleId>, usize) {
+        let mut ids = Vec::with_capacity(n);
+        for (index, place) in self.places.iter().enumerate().skip(from) {
+            if ids.len() == n {
+                return (ids, index);
+            }
+            if place.rule.as_ref().is_some_and(|rule| rule.has.is_some()) {
+                ids.push(RuleId { index: index as u32, generation: place.generation });
+            }
+        }
+        (ids, 0)
+    }
+
+    /// Rules that the device has.
+    pub fn in_device(&self) -> usize {
+        self.in_device
+    }
+
+    /// Records what the device has of a rule now, and gives what it had before.
+    pub fn set_has(&mut self, id: RuleId, has: Option<InDevice>) -> Option<InDevice> {
+        let now = usize::from(has.is_some());
+        let rule = self.get_mut(id)?;
+        let before = std::mem::replace(&mut rule.has, has);
+        self.in_device = self.in_device + now - usize::from(before.is_some());
+        before
+    }
+
+    fn at(&self, index: u32) -> Option<&Rule> {
+        self.places.get(index as usize)?.rule.as_ref()
+    }
+}

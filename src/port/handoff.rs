@@ -96,6 +96,11 @@ impl OwnerTx {
         OwnerTx { shared, device, list: Vec::with_capacity(BATCH) }
     }
 
+    /// Whether the others left anything since the last [`OwnerTx::pump`].
+    pub fn has_waiting(&self) -> bool {
+        !self.shared.waiting.is_empty()
+    }
+
     /// Sends what the others left, at most what the ring holds; to be called in every round of the poller. One load when there is nothing.
     #[inline]
     pub fn pump(&mut self, now: Instant, pool: &mut Pool) -> Sent {

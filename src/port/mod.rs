@@ -26,11 +26,11 @@ pub mod vnet;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::flow::PortNo;
 use crate::packet::{Packet, Pool};
+use crate::sync::{AtomicBool, AtomicU64, Ordering};
 
 pub use spec::{Kind, PortSpec, SpecError};
 
@@ -108,7 +108,8 @@ pub trait RxQueue: Send {
     /// What becomes readable when a frame arrives; `None` for queues that only time fills.
     fn readable(&self) -> Option<BorrowedFd<'_>>;
 
-    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned. Time begins with the first [`RxQueue::receive`].
+    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned. Their time begins with the first
+    /// [`RxQueue::receive`], which is due at once.
     fn next_due(&self) -> Option<Instant> {
         None
     }
@@ -182,6 +183,10 @@ impl RxProgress {
     /// The queue will not be asked again.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
     }
 
     /// Remembers where the queue stands.

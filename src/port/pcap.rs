@@ -50,6 +50,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         number,
         round: 0,
         next: 0,
+        opened: Instant::now(),
         start: None,
         due_ns: 0,
     };
@@ -135,6 +136,7 @@ struct Replay {
     round: u64,
     /// The next frame of this round.
     next: usize,
+    opened: Instant,
     /// When the first frame was asked for.
     start: Option<Instant>,
     /// When the next frame falls due after the start, at recorded pace.
@@ -210,10 +212,11 @@ impl RxQueue for Replay {
         if self.is_over() {
             return None;
         }
+        let Some(start) = self.start else { return Some(self.opened) };
         match &self.pace {
-            Pace::Asap => self.start,
+            Pace::Asap => Some(start),
             Pace::Rate(rate) => rate.next_due(),
-            Pace::Recorded => self.start?.checked_add(Duration::from_nanos(self.due_ns)),
+            Pace::Recorded => start.checked_add(Duration::from_nanos(self.due_ns)),
         }
     }
 }
@@ -287,6 +290,7 @@ mod tests {
     fn recorded_pace_gives_each_frame_when_it_came() {
         let (_directory, path) = capture(4);
         let mut rx = port(&format!("rx={path},loop=2")).unwrap().take_rx().remove(0);
+        assert!(rx.next_due().unwrap() <= Instant::now(), "a sleeping poller is to begin");
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(receive(&mut *rx, start), [0]);

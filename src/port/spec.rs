@@ -164,6 +164,11 @@ impl PortSpec {
         }
     }
 
+    /// Receive queues asked for; 1 where nothing (or nonsense, refused when the port is opened) is said.
+    pub fn rx_queues(&self) -> usize {
+        self.text("queues").and_then(|text| text.parse().ok()).unwrap_or(1)
+    }
+
     /// The text of an option.
     pub(super) fn text(&self, option: &str) -> Option<&str> {
         self.options.get(option).map(String::as_str)

@@ -2,6 +2,7 @@
 //!
 //! Every block carries the argument why it is sound. Nothing outside this folder may write `unsafe`.
 //!
+//! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
 //! - [`mmsg`]: many messages in one system call
 //! - [`packet`]: what is peculiar to AF_PACKET sockets
 //! - [`netdev`]: what an interface is and how it is set, asked by name
@@ -11,4 +12,5 @@
 pub mod mmsg;
 pub mod netdev;
 pub mod packet;
+pub mod stack;
 pub mod tap;

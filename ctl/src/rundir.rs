@@ -1,0 +1,317 @@
+//! Where a daemon leaves its pidfile and its control socket, and how a target's name leads there.
+//!
+//! A daemon `NAME` with process id `PID` has two files in its run directory, as Open vSwitch's daemons have them:
+//!
+//! ```text
+//!   NAME.pid        "PID\n", under an fcntl write lock for as long as the daemon lives
+//!   NAME.PID.ctl    its control socket
+//! ```
+//!
+//! The lock tells a living daemon's pidfile from one that a crash left behind. It belongs to the *process* and goes as soon as the
+//! process closes any descriptor of that file: a daemon must not call [`running`] on its own pidfile.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::{env, fmt};
+
+use rustix::process::{Flock, FlockType, fcntl_getlk, geteuid};
+
+/// The daemon that is meant where no name is given.
+pub const DAEMON: &str = "offloadd";
+
+/// Where Open vSwitch's daemons leave theirs, unless `OVS_RUNDIR` says otherwise.
+const OVS_RUN_DIR: &str = "/run/openvswitch";
+
+/// offloadd's run directory for the user this process acts for.
+///
+/// `/run/offloadd` for root, else `$XDG_RUNTIME_DIR/offloadd`, else `/tmp/offloadd-UID`. Whoever can write to it can pose as the
+/// daemon, so it must belong to the user, and nobody else may write to it; in `/tmp`, where anyone can make a directory of that
+/// name first, nobody else may even look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunDir {
+    path: PathBuf,
+    owner: u32,
+    /// Permission bits that must not be set.
+    forbidden: u32,
+}
+
+/// Why a run directory is not to be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunDirError {
+    #[error("cannot use run directory {path:?}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error("run directory {path:?} is not to be trusted: it is no directory; remove it")]
+    NotADirectory { path: PathBuf },
+    #[error("run directory {path:?} is not to be trusted: it belongs to user {owner}, not to user {wanted}")]
+    Foreign { path: PathBuf, owner: u32, wanted: u32 },
+    #[error("run directory {path:?} is not to be trusted: its mode is {mode:04o}, it should be 0700")]
+    Open { path: PathBuf, mode: u32 },
+}
+
+impl RunDir {
+    /// The run directory of this process's user; it may not exist yet.
+    pub fn of_user() -> RunDir {
+        RunDir::of(geteuid().as_raw(), env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
+    }
+
+    fn of(uid: u32, xdg_runtime_dir: Option<PathBuf>) -> RunDir {
+        let (path, forbidden) = match xdg_runtime_dir {
+            _ if uid == 0 => (PathBuf::from("/run/offloadd"), 0o022),
+            Some(dir) if dir.is_absolute() => (dir.join(DAEMON), 0o022),
+            _ => (PathBuf::from(format!("/tmp/offloadd-{uid}")), 0o077),
+        };
+        RunDir { path, owner: uid, forbidden }
+    }
+
+    /// Makes the directory (mode 0700) if it is not there, and checks that it is to be trusted.
+    pub fn create(&self) -> Result<(), RunDirError> {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                Err(RunDirError::Io { path: self.path.clone(), source })
+            }
+            _ => self.check(),
+        }
+    }
+
+    /// Checks that the directory exists and is to be trusted.
+    pub fn check(&self) -> Result<(), RunDirError> {
+        let path = self.path.clone();
+        let meta = match fs::symlink_metadata(&path) {
+            Ok(meta) => meta,
+            Err(source) => return Err(RunDirError::Io { path, source }),
+        };
+        if !meta.is_dir() {
+            Err(RunDirError::NotADirectory { path })
+        } else if meta.uid() != self.owner {
+            Err(RunDirError::Foreign { path, owner: meta.uid(), wanted: self.owner })
+        } else if meta.mode() & self.forbidden != 0 {
+            Err(RunDirError::Open { path, mode: meta.mode() & 0o7777 })
+        } else {
+            Ok(())
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the daemon's pidfile goes by default.
+    pub fn pidfile(&self) -> PathBuf {
+        pidfile_in(&self.path, DAEMON)
+    }
+
+    /// Where the socket of the daemon with this process id goes by default.
+    pub fn socket(&self, pid: u32) -> PathBuf {
+        socket_in(&self.path, DAEMON, pid)
+    }
+}
+
+fn pidfile_in(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.pid"))
+}
+
+fn socket_in(dir: &Path, name: &str, pid: u32) -> PathBuf {
+    dir.join(format!("{name}.{pid}.ctl"))
+}
+
+/// Whom a command is for: the text the user gave, and the socket it leads to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub name: String,
+    pub socket: PathBuf,
+}
+
+/// Why a target's name leads nowhere.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    #[error(transparent)]
+    RunDir(#[from] RunDirError),
+    #[error(transparent)]
+    Pidfile(#[from] PidfileError),
+    #[error("no pidfile of {name:?} in {}: is it running? (-t /PATH names a socket directly)", Listed(dirs))]
+    NotFound { name: String, dirs: Vec<PathBuf> },
+}
+
+/// The directories where pidfiles are looked for, first to last.
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub own: RunDir,
+    pub ovs: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Our run directory, then `$OVS_RUNDIR`, then `/run/openvswitch`.
+    pub fn from_env() -> Places {
+        let ovs_rundir = env::var_os("OVS_RUNDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+        Places { own: RunDir::of_user(), ovs: ovs_rundir.into_iter().chain([PathBuf::from(OVS_RUN_DIR)]).collect() }
+    }
+
+    /// Finds the socket of `target`: a path if it holds a slash, else a daemon's name; without one, our own daemon's.
+    ///
+    /// A name is looked up in every place until a living daemon is found.
+    pub fn resolve(&self, target: Option<&str>) -> Result<Target, TargetError> {
+        let name = target.unwrap_or(DAEMON);
+        if name.contains('/') {
+            return Ok(Target { name: name.to_owned(), socket: PathBuf::from(name) });
+        }
+        // Without a name, only the daemon that is ours to command will do.
+        let ovs: &[PathBuf] = if target.is_some() { &self.ovs } else { &[] };
+        let mut first_problem = None;
+        for (dir, own) in [(self.own.path(), true)].into_iter().chain(ovs.iter().map(|dir| (dir.as_path(), false))) {
+            match Self::look_in(dir, name, own.then_some(&self.own)) {
+                Ok(Some(socket)) => return Ok(Target { name: name.to_owned(), socket }),
+                Ok(None) => {}
+                Err(problem) => {
+                    first_problem.get_or_insert(problem);
+                }
+            }
+        }
+        Err(first_problem.unwrap_or_else(|| TargetError::NotFound {
+            name: name.to_owned(),
+            dirs: [self.own.path().to_owned()].into_iter().chain(ovs.iter().cloned()).collect(),
+        }))
+    }
+
+    /// The socket that `name`'s pidfile in `dir` leads to; `None` if there is no such pidfile.
+    fn look_in(dir: &Path, name: &str, to_check: Option<&RunDir>) -> Result<Option<PathBuf>, TargetError> {
+        let pidfile = pidfile_in(dir, name);
+        if fs::symlink_metadata(&pidfile).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+            return Ok(None);
+        }
+        to_check.map_or(Ok(()), RunDir::check)?;
+        Ok(Some(socket_in(dir, name, running(&pidfile)?)))
+    }
+}
+
+/// Why a pidfile names no living daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum PidfileError {
+    #[error("cannot read pidfile {path:?}: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("pidfile {path:?} holds no process id")]
+    NotAPid { path: PathBuf },
+    #[error("cannot read pidfile {path:?}: No such process (left behind by process {pid})")]
+    NotRunning { path: PathBuf, pid: u32 },
+    #[error("pidfile {path:?} names process {pid}, but process {holder} holds its lock")]
+    HeldByOther { path: PathBuf, pid: u32, holder: i32 },
+}
+
+/// The process id in `pidfile`, if the daemon that wrote it lives, i.e. still holds the file's lock.
+///
+/// The caller's own pidfile always counts as living: a process does not see its own locks (and loses this one, see the module).
+pub fn running(pidfile: &Path) -> Result<u32, PidfileError> {
+    let path = pidfile.to_owned();
+    let mut text = String::new();
+    let mut file = match File::open(pidfile) {
+        Ok(file) => file,
+        Err(source) => return Err(PidfileError::Read { path, source }),
+    };
+    if let Err(source) = (&mut file).take(32).read_to_string(&mut text) {
+        return Err(PidfileError::Read { path, source });
+    }
+    let pid = match text.trim_end().parse::<u32>() {
+        Ok(pid) if pid > 0 => pid,
+        _ => return Err(PidfileError::NotAPid { path }),
+    };
+    if pid == std::process::id() {
+        return Ok(pid);
+    }
+    match fcntl_getlk(&file, &Flock::from(FlockType::WriteLock)) {
+        Err(errno) => Err(PidfileError::Read { path, source: errno.into() }),
+        Ok(None) => Err(PidfileError::NotRunning { path, pid }),
+        // No id is given for a process outside our pid namespace, nor then does the file's mean anything; its socket's name does.
+        Ok(Some(lock)) => match lock.pid.map(|holder| holder.as_raw_pid()) {
+            Some(holder) if holder > 0 && holder as u32 != pid => Err(PidfileError::HeldByOther { path, pid, holder }),
+            _ => Ok(pid),
+        },
+    }
+}
+
+/// Paths as `"a", "b" or "c"`.
+struct Listed<'a>(&'a [PathBuf]);
+
+impl fmt::Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, path) in self.0.iter().enumerate() {
+            let before = match i {
+                0 => "",
+                _ if i + 1 == self.0.len() => " or ",
+                _ => ", ",
+            };
+            write!(f, "{before}{path:?}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn own_dir_in(dir: &Path) -> RunDir {
+        RunDir { path: dir.join("offloadd-1"), owner: geteuid().as_raw(), forbidden: 0o077 }
+    }
+
+    #[test]
+    fn each_user_has_a_run_directory() {
+        let path = |uid, xdg: Option<&str>| RunDir::of(uid, xdg.map(PathBuf::from)).path;
+        assert_eq!(path(0, Some("/run/user/0")), Path::new("/run/offloadd"));
+        assert_eq!(path(7, Some("/run/user/7")), Path::new("/run/user/7/offloadd"));
+        assert_eq!(path(7, Some("")), Path::new("/tmp/offloadd-7"));
+        assert_eq!(path(7, None), Path::new("/tmp/offloadd-7"));
+        let dir = RunDir::of(0, None);
+        assert_eq!(dir.pidfile(), Path::new("/run/offloadd/offloadd.pid"));
+        assert_eq!(dir.socket(12), Path::new("/run/offloadd/offloadd.12.ctl"));
+    }
+
+    #[test]
+    fn a_run_directory_that_others_could_have_prepared_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = own_dir_in(temp.path());
+        dir.create().unwrap();
+        assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o700);
+        dir.create().unwrap();
+
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(dir.create(), Err(RunDirError::Open { mode: 0o755, .. })));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+
+        let stranger = RunDir { owner: dir.owner + 1, ..dir.clone() };
+        assert!(matches!(stranger.create(), Err(RunDirError::Foreign { .. })));
+
+        fs::remove_dir(dir.path()).unwrap();
+        symlink(temp.path(), dir.path()).unwrap();
+        assert!(matches!(dir.create(), Err(RunDirError::NotADirectory { .. })));
+    }
+
+    #[test]
+    fn a_name_leads_to_the_first_living_daemon_and_a_path_to_itself() {
+        let temp = tempfile::tempdir().unwrap();
+        let own = own_dir_in(temp.path());
+        let places = Places { own: own.clone(), ovs: vec![temp.path().join("a"), temp.path().join("b")] };
+
+        let path = places.resolve(Some("/x/y.ctl")).unwrap();
+        assert_eq!((path.name.as_str(), path.socket), ("/x/y.ctl", PathBuf::from("/x/y.ctl")));
+        let error = places.resolve(Some("ovsdb-server")).unwrap_err().to_string();
+        assert!(error.contains("offloadd-1\", ") && error.contains("is it running?"), "{error}");
+
+        // Our own process counts as living; process 1 holds no lock on what we write.
+        own.create().unwrap();
+        fs::create_dir(temp.path().join("b")).unwrap();
+        fs::write(own.path().join("offloadd.pid"), "1\n").unwrap();
+        fs::write(temp.path().join("b/offloadd.pid"), format!("{}\n", std::process::id())).unwrap();
+        let living = places.resolve(Some("offloadd")).unwrap();
+        assert_eq!(living.socket, temp.path().join(format!("b/offloadd.{}.ctl", std::process::id())));
+        let stale = places.resolve(None).unwrap_err().to_string();
+        assert!(stale.contains("No such process"), "{stale}");
+
+        fs::write(own.path().join("offloadd.pid"), "-3\n").unwrap();
+        assert!(matches!(places.resolve(None), Err(TargetError::Pidfile(PidfileError::NotAPid { .. }))));
+        fs::set_permissions(own.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(places.resolve(None), Err(TargetError::RunDir(RunDirError::Open { .. }))));
+    }
+}

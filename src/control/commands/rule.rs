@@ -1,0 +1,135 @@
+//! `rule/*`, `fdb/*`: the rules that decide, and the stations that `normal` learned.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::control::answer::{Answer, CommandError};
+use crate::control::registry::{Command, Right};
+use crate::daemon::Daemon;
+
+/// A rule file larger than this is refused: it is no rule file.
+const MAX_FILE: u64 = 256 << 20;
+
+pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
+    Command {
+        name: "rule/add",
+        usage: "RULE…",
+        help: "Adds rules in the syntax of ovs-ofctl add-flow, all or none; one of the same table, priority and match is replaced.",
+        args: 1..=10_000,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let rules = args.iter().map(String::as_str);
+                let added = daemon.slowpath.add_rules(rules, &daemon.switch.names(), Instant::now())?;
+                Ok(Answer::new("", json!({ "rules": added })))
+            })
+        },
+    },
+    Command {
+        name: "rule/del",
+        usage: "[--strict] [MATCH]",
+        help: "Deletes the rules that are as specific as MATCH or more, without MATCH all; with --strict the one with exactly this match and priority.",
+        args: 0..=2,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let strict = args.first().is_some_and(|arg| arg == "--strict");
+                let text = match &args[usize::from(strict)..] {
+                    [] => "",
+                    [text] => text,
+                    _ => return Err(CommandError::new("usage: rule/del [--strict] [MATCH]")),
+                };
+                let deleted = daemon.slowpath.delete_rules(text, strict, &daemon.switch.names())?;
+                Ok(Answer::new(format!("{deleted} rules deleted"), json!({ "rules": deleted })))
+            })
+        },
+    },
+    Command {
+        name: "rule/dump",
+        usage: "[MATCH]",
+        help: "Lists the rules with their counts, highest priority first; with MATCH those that are as specific or more.",
+        args: 0..=1,
+        right: Right::Read,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let filter = args.first().map_or("", String::as_str);
+                let lines = daemon.slowpath.dump(filter, &daemon.switch.names(), Instant::now())?;
+                let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
+                Ok(Answer::new(text, json!(lines)))
+            })
+        },
+    },
+    Command {
+        name: "rule/load",
+        usage: "FILE",
+        help: "Replaces all rules by those of a file, one a line; a file with a mistake changes nothing.",
+        args: 1..=1,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let loaded = load(&daemon, Path::new(&args[0]))?;
+                Ok(Answer::new(format!("{loaded} rules loaded"), json!({ "rules": loaded })))
+            })
+        },
+    },
+    Command {
+        name: "rule/save",
+        usage: "FILE",
+        help: "Writes all rules to a file that rule/load reads.",
+        args: 1..=1,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let text = daemon.slowpath.save();
+                let rules = text.lines().count();
+                std::fs::write(&args[0], text).map_err(|error| CommandError::new(format!("{}: {error}", args[0])))?;
+                Ok(Answer::new(format!("{rules} rules saved"), json!({ "rules": rules })))
+            })
+        },
+    },
+    Command {
+        name: "fdb/show",
+        usage: "",
+        help: "Lists the stations that normal learned: port, VLAN, address, seconds since heard.",
+        args: 0..=0,
+        right: Right::Read,
+        run: |daemon, _| {
+            Box::pin(async move {
+                let stations = daemon.slowpath.stations().dump(Instant::now());
+                let mut text = String::from(" port  VLAN  MAC                Age\n");
+                let mut list = Vec::new();
+                for (station, age) in stations {
+                    let mac = mac(station.mac);
+                    let (port, vlan, age) = (station.port, station.vlan, age.as_secs());
+                    // Writing to a string does not fail.
+                    let _ = writeln!(text, "{port:>5}  {vlan:>4}  {mac}  {age:>3}");
+                    list.push(json!({ "port": port, "vlan": vlan, "mac": mac, "age": age }));
+                }
+                Ok(Answer::new(text, json!(list)))
+            })
+        },
+    },
+];
+
+/// Replaces all rules by those of the file at `path`.
+///
+/// # Errors
+/// The file cannot be read, or a line of it is no rule; then the rules are as they were.
+pub fn load(daemon: &Daemon, path: &Path) -> Result<usize, CommandError> {
+    let named = |error: &dyn std::fmt::Display| CommandError::new(format!("{}: {error}", path.display()));
+    let meta = std::fs::metadata(path).map_err(|error| named(&error))?;
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Err(named(&format!("not a regular file of at most {} MiB", MAX_FILE >> 20)));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
+    daemon.slowpath.load(&text, &daemon.switch.names(), Instant::now()).map_err(|error| named(&error))
+}
+
+fn mac(address: u64) -> String {
+    let bytes = address.to_be_bytes();
+    bytes[2..].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
+}

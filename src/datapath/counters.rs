@@ -1,0 +1,125 @@
+//! What a poller counts. The groups below are partitions: each packet received is in exactly one count of *lookup*,
+//! each packet that leaves or dies in exactly one of *fate*.
+
+use crossbeam_utils::CachePadded;
+
+use crate::telemetry::Counter;
+
+/// Declares counters with the names that operators see.
+macro_rules! counters {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident,)* }) => {
+        $(#[$doc])*
+        #[derive(Default, Debug)]
+        pub struct $name { $($(#[$field_doc])* pub $field: Counter,)* }
+
+        impl $name {
+            /// Every count with its name, in the order of declaration.
+            pub fn list(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($field), self.$field.get()),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// How a packet's flow was found: the sum is the packets received.
+    Lookup {
+        /// By the mark that the device stamped on it.
+        mark_hit,
+        /// In the exact-match cache.
+        emc_hit,
+        /// In the classifier.
+        megaflow_hit,
+        /// Not at all; decided, and the megaflow installed.
+        upcall_installed,
+        /// Not at all; decided, and not installed because there are as many flows as there may be.
+        upcall_flow_limit,
+        /// Shorter than an Ethernet header: dropped without a lookup.
+        runt,
+    }
+}
+
+counters! {
+    /// What became of packets and their copies. A packet that goes to three ports is in three counts.
+    Fate {
+        /// Handed to an output port's queue.
+        sent,
+        /// Its actions end without an output.
+        dropped_by_action,
+        /// Its output port is gone.
+        dropped_no_port,
+        /// Longer than its output port's MTU allows.
+        dropped_too_long,
+        /// No room in front of it for another VLAN tag.
+        dropped_no_headroom,
+        /// The sender's kernel left work that cannot be finished.
+        dropped_malformed_offload,
+        /// The output port had no room.
+        dropped_port_full,
+        /// The output port refused it.
+        dropped_port_failed,
+    }
+}
+
+counters! {
+    /// The poller's own doings.
+    Doings {
+        /// Turns of the loop.
+        iterations,
+        /// Turns that received a packet.
+        busy_iterations,
+        /// Times that it slept on its ports.
+        sleeps,
+        /// Nanoseconds slept.
+        slept_ns,
+        /// Nanoseconds of busy turns.
+        busy_ns,
+        /// Nanoseconds in upcalls.
+        upcall_ns,
+        /// Subtables asked for the packets that the classifier found.
+        subtable_probes,
+        /// Batches with packets that were received.
+        batches,
+        /// Batches handed to output ports.
+        tx_batches,
+        /// Flows that a changed rule, port or station had decided anew.
+        revalidated,
+        /// …and whose actions changed.
+        modified,
+        /// Flows deleted because their decision now looks at more than they say.
+        deleted_stale,
+        /// Flows deleted because no packet came.
+        deleted_idle,
+        /// Flows asked for with a mark that no flow is bound to.
+        mark_unbound,
+    }
+}
+
+/// The counts of one poller.
+///
+/// # Thread-safety
+/// The poller writes; anybody reads.
+#[derive(Default, Debug)]
+pub struct PollerCounters {
+    pub lookup: CachePadded<Lookup>,
+    pub fate: CachePadded<Fate>,
+    pub doings: CachePadded<Doings>,
+}
+
+counters! {
+    /// What one poller received from and sent to one port.
+    PortCounters {
+        rx_packets,
+        rx_bytes,
+        /// Frames that the device dropped before we took them.
+        rx_missed,
+        tx_packets,
+        tx_bytes,
+        /// The device had no room.
+        tx_full,
+        /// The device refused the frame.
+        tx_failed,
+        /// Longer than the MTU allows.
+        tx_too_long,
+    }
+}

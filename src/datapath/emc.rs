@@ -1,0 +1,195 @@
+//! [`Emc`], the exact-match cache: the flows of recently seen keys.
+//!
+//! Two places for a key, [`ENTRIES`] in all. An entry is believed only if its key is equal in every bit and its flow is
+//! still the flow it was. A key is entered once in about [`INSERT_ONE_IN`] lookups that passed the cache by, so that a
+//! flood of short flows does not wash out the long ones.
+//!
+//! When few of the lookups hit, the cache costs more than it saves: then it is passed by for a while and tried again.
+
+use super::flows::{FlowRef, Flows};
+use crate::flow::Key;
+
+/// Entries in the cache.
+pub const ENTRIES: usize = 8_192;
+
+/// A missed key is entered about once in this many times.
+pub const INSERT_ONE_IN: u32 = 32;
+
+/// Lookups after which the share of hits is judged.
+const WINDOW: u32 = 8_192;
+/// The cache rests when fewer than one in this many lookups of a window hit…
+const WORTHWHILE_ONE_IN: u32 = 4;
+/// …for this many windows.
+const REST: u32 = 32;
+
+/// The exact-match cache of one poller.
+pub struct Emc {
+    tags: Box<[Tag]>,
+    keys: Box<[Key]>,
+    /// A linear congruential generator's state, for choosing which keys to enter.
+    lottery: u32,
+    lookups: u32,
+    hits: u32,
+    /// Lookups left until the cache is tried again.
+    resting: u32,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Tag {
+    hash: u32,
+    flow: FlowRef,
+}
+
+impl Default for Emc {
+    fn default() -> Self {
+        Emc::new()
+    }
+}
+
+impl Emc {
+    pub fn new() -> Emc {
+        Emc {
+            tags: vec![Tag::default(); ENTRIES].into_boxed_slice(),
+            keys: vec![Key::ZERO; ENTRIES].into_boxed_slice(),
+            lottery: 1,
+            lookups: 0,
+            hits: 0,
+            resting: 0,
+        }
+    }
+
+    /// Whether the cache is worth asking now; accounts for `lookups` of them.
+    #[inline]
+    pub fn is_worthwhile(&mut self, lookups: u32) -> bool {
+        if self.resting > 0 {
+            self.resting = self.resting.saturating_sub(lookups);
+            return false;
+        }
+        self.lookups += lookups;
+        if self.lookups >= WINDOW {
+            if self.hits < self.lookups / WORTHWHILE_ONE_IN {
+                self.resting = WINDOW * REST;
+            }
+            (self.lookups, self.hits) = (0, 0);
+        }
+        true
+    }
+
+    /// The live flow of `key`.
+    #[inline]
+    pub fn lookup(&mut self, key: &Key, hash: u64, flows: &Flows) -> Option<u32> {
+        for place in places(hash) {
+            let tag = &self.tags[place];
+            if tag.hash == hash as u32 && flows.is_live(tag.flow) && self.keys[place] == *key {
+                self.hits += 1;
+                return Some(tag.flow.index);
+            }
+        }
+        None
+    }
+
+    /// Perhaps remembers that `key` belongs to `flow`.
+    #[inline]
+    pub fn offer(&mut self, key: &Key, hash: u64, flow: FlowRef, flows: &Flows) {
+        self.lottery = self.lottery.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        if self.lottery >> 8 < (1 << 24) / INSERT_ONE_IN {
+            self.insert(key, hash, flow, flows);
+        }
+    }
+
+    /// Remembers that `key` belongs to `flow`, in place of an older entry for the key, a dead one, or the one that lost the toss.
+    pub fn insert(&mut self, key: &Key, hash: u64, flow: FlowRef, flows: &Flows) {
+        let [first, second] = places(hash);
+        let same = |place: usize| self.tags[place].hash == hash as u32 && self.keys[place] == *key;
+        let dead = |place: usize| !flows.is_live(self.tags[place].flow);
+        let place = if same(first) || (!same(second) && dead(first)) {
+            first
+        } else if same(second) || dead(second) || self.lottery & 0x80 != 0 {
+            second
+        } else {
+            first
+        };
+        self.tags[place] = Tag { hash: hash as u32, flow };
+        self.keys[place] = *key;
+    }
+}
+
+#[inline]
+fn places(hash: u64) -> [usize; 2] {
+    // The tag takes the low 32 bits, the places bits above: equal places do not make equal tags.
+    [(hash >> 32) as usize % ENTRIES, (hash >> 46) as usize % ENTRIES]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::flows::Flow;
+    use crate::flow::{Actions, Field, Mask, Match, Ufid};
+
+    fn flows(n: u32) -> Flows {
+        let mut flows = Flows::new();
+        for _ in 0..n {
+            let flow = Flow {
+                ufid: Ufid(0),
+                matching: Match::new(&Key::ZERO, &Mask::EMPTY),
+                hash: 0,
+                created: std::time::Instant::now(),
+                decision: None,
+                stations_epoch: 0,
+                cell: None,
+                bound: None,
+                credited: Default::default(),
+                cleared: Default::default(),
+            };
+            flows.insert(flow, Actions::drop(), 0);
+        }
+        flows
+    }
+
+    fn key(n: u32) -> Key {
+        let mut key = Key::ZERO;
+        key.set(Field::Ipv4Src, n);
+        key
+    }
+
+    #[test]
+    fn a_key_finds_its_flow_until_the_flow_dies() {
+        let mut flows = flows(2);
+        let mut emc = Emc::new();
+        emc.insert(&key(1), 77, flows.reference(0), &flows);
+        assert_eq!(emc.lookup(&key(1), 77, &flows), Some(0));
+        flows.remove(0);
+        assert_eq!(emc.lookup(&key(1), 77, &flows), None);
+    }
+
+    #[test]
+    fn a_key_with_another_keys_hash_is_not_found() {
+        let flows = flows(1);
+        let mut emc = Emc::new();
+        emc.insert(&key(1), 77, flows.reference(0), &flows);
+        assert_eq!(emc.lookup(&key(2), 77, &flows), None);
+    }
+
+    #[test]
+    fn the_newest_flow_of_a_key_is_the_one_found() {
+        let flows = flows(3);
+        let mut emc = Emc::new();
+        let hash = 0x1234_5678_9abc_def0;
+        emc.insert(&key(1), hash, flows.reference(0), &flows);
+        emc.insert(&key(2), hash, flows.reference(1), &flows);
+        emc.insert(&key(1), hash, flows.reference(2), &flows);
+        assert_eq!(emc.lookup(&key(1), hash, &flows), Some(2));
+        assert_eq!(emc.lookup(&key(2), hash, &flows), Some(1));
+    }
+
+    #[test]
+    fn a_cache_that_hardly_hits_is_passed_by_and_tried_again() {
+        let mut emc = Emc::new();
+        let mut asked = 0;
+        for _ in 0..WINDOW * (REST + 2) {
+            asked += u32::from(emc.is_worthwhile(1));
+        }
+        assert!(asked >= 2 * WINDOW - 1, "tried again: {asked}");
+        assert!(asked < 3 * WINDOW, "passed by: {asked}");
+    }
+}

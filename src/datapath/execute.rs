@@ -1,0 +1,58 @@
+//! Doing what a flow's actions say, to all packets of a batch that belong to it.
+
+use super::counters::Fate;
+use super::output::Outputs;
+use crate::flow::{Action, Actions};
+use crate::packet::edit::{self, EditError};
+use crate::packet::{Packet, Pool};
+
+/// Executes `actions` on `packets` in order and leaves the list empty: each packet is gathered for its ports, or dropped and counted.
+#[inline]
+pub fn execute(actions: &Actions, packets: &mut Vec<Packet>, outputs: &mut Outputs, pool: &mut Pool, fate: &Fate) {
+    if let [Action::Output(port)] = **actions {
+        outputs.gather_all(port, packets, pool, fate);
+        return;
+    }
+    let Some(last) = actions.iter().rposition(|action| matches!(action, Action::Output(_))) else {
+        fate.dropped_by_action.add(packets.len() as u64);
+        pool.give_all(packets);
+        return;
+    };
+    for action in &actions[..last] {
+        match action {
+            Action::Output(port) => {
+                for packet in packets.iter() {
+                    let copy = pool.copy(packet);
+                    outputs.gather(*port, copy, pool, fate);
+                }
+            }
+            Action::PushVlan { tpid, tci } => {
+                each(packets, pool, fate, |packet| edit::push_vlan(packet, *tpid, *tci));
+            }
+            Action::PopVlan => each(packets, pool, fate, edit::pop_vlan),
+            Action::Set(set) => each(packets, pool, fate, |packet| edit::set(packet, set)),
+        }
+    }
+    if let Action::Output(port) = actions[last] {
+        outputs.gather_all(port, packets, pool, fate);
+    }
+}
+
+/// Edits every packet; one that has no room for the edit is dropped, one that lacks the header stays as it is.
+fn each(
+    packets: &mut Vec<Packet>,
+    pool: &mut Pool,
+    fate: &Fate,
+    mut edit: impl FnMut(&mut Packet) -> Result<(), EditError>,
+) {
+    let mut i = 0;
+    while i < packets.len() {
+        match edit(&mut packets[i]) {
+            Ok(()) | Err(EditError::Absent) => i += 1,
+            Err(EditError::NoHeadroom) => {
+                fate.dropped_no_headroom.add(1);
+                pool.give(packets.remove(i));
+            }
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What the control thread asks of a poller: [`Message`]s, taken between batches.
+//!
+//! Short requests are answered at once. Those that concern many flows are [`Job`]s: a slice between two batches, so
+//! that no packet waits for them.
+
+use std::time::Instant;
+
+use futures_channel::oneshot;
+
+use super::flows::Flow;
+use super::output::Output;
+use super::pipeline::Pipeline;
+use super::poller::Receiver;
+use super::table::Maker;
+use crate::flow::{Actions, Field, Match, PortNo, Ufid};
+use crate::offload::mark::Mark;
+use crate::offload::{FlowStats, Standing};
+
+/// Flows that a job looks at between two batches.
+pub const SLICE: u32 = 128;
+
+/// The most flows in a page of a dump.
+pub const PAGE: u32 = 256;
+
+/// A request. An answer that nobody waits for any more is dropped.
+pub enum Message {
+    AddRx(Box<Receiver>),
+    /// Opens a way out; answers when packets may take it.
+    AddOutput(PortNo, Box<Output>, oneshot::Sender<()>),
+    /// Closes the port's queues and deletes the flows of packets from it; answers with the flows deleted.
+    RemovePort(PortNo, oneshot::Sender<usize>),
+    Add(NewFlow, oneshot::Sender<Result<(), FlowError>>),
+    /// Replaces the actions of one flow, which from then on counts as added by hand; answers with its counts until then.
+    Modify(Which, Change, oneshot::Sender<Option<FlowView>>),
+    Delete(Which, oneshot::Sender<Option<FlowView>>),
+    Get(Which, oneshot::Sender<Option<FlowView>>),
+    /// Deletes the flows that are there now, all of them or those from one port; answers with how many.
+    Flush(Option<PortNo>, oneshot::Sender<usize>),
+    /// One page of flows, from a flow number on.
+    Dump(u32, oneshot::Sender<Page>),
+    Stop,
+}
+
+/// A flow to be added by hand.
+#[derive(Clone, Debug)]
+pub struct NewFlow {
+    pub ufid: Option<Ufid>,
+    pub matching: Match,
+    pub actions: Actions,
+    /// From [`Shared::decision_number`](super::shared::Shared::decision_number): one for all pollers.
+    pub number: u64,
+}
+
+/// What to change a flow to.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub actions: Actions,
+    /// Start its counts from 0 again.
+    pub clear: bool,
+    /// As [`NewFlow::number`].
+    pub number: u64,
+}
+
+/// How a request names a flow.
+#[derive(Clone, Debug)]
+pub enum Which {
+    Ufid(Ufid),
+    /// Exactly this match.
+    Match(Match),
+}
+
+/// Why a flow was not added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FlowError {
+    #[error("updating flow table (File exists)")]
+    Exists,
+}
+
+/// A flow as dumps show it.
+#[derive(Clone, Debug)]
+pub struct FlowView {
+    pub ufid: Ufid,
+    pub matching: Match,
+    pub actions: Actions,
+    /// The device's included.
+    pub stats: FlowStats,
+    pub tcp_flags: u16,
+    pub by_hand: bool,
+    /// `None` when there is no device.
+    pub standing: Option<Standing>,
+    pub mark: Option<Mark>,
+}
+
+/// Some of a poller's flows.
+#[derive(Debug, Default)]
+pub struct Page {
+    pub flows: Vec<FlowView>,
+    /// Where the next page begins; `None` after the last.
+    pub next: Option<u32>,
+}
+
+/// A request that goes through all flows.
+pub struct Job {
+    next: u32,
+    end: u32,
+    from_port: Option<PortNo>,
+    deleted: usize,
+    done: oneshot::Sender<usize>,
+}
+
+impl Job {
+    /// Deletes the flows there are now; with a port, those of packets from it.
+    pub fn delete(pipeline: &Pipeline, from_port: Option<PortNo>, done: oneshot::Sender<usize>) -> Job {
+        Job { next: 0, end: pipeline.table.flows.slots(), from_port, deleted: 0, done }
+    }
+
+    /// Goes on by a slice; gives itself back until it is done and has answered.
+    pub fn slice(mut self, now: Instant, pipeline: &mut Pipeline) -> Option<Job> {
+        let to = self.end.min(self.next.saturating_add(SLICE));
+        for index in self.next..to {
+            let Some(flow) = pipeline.table.flows.get(index) else { continue };
+            if self.from_port.is_none_or(|port| is_from(flow, port)) {
+                pipeline.delete(now, index);
+                self.deleted += 1;
+            }
+        }
+        self.next = to;
+        if to < self.end {
+            return Some(self);
+        }
+        // Whoever asked may have given up waiting.
+        let _ = self.done.send(self.deleted);
+        None
+    }
+}
+
+fn is_from(flow: &Flow, port: PortNo) -> bool {
+    flow.matching.mask().is_exact(Field::InPort) && flow.matching.key().in_port() == port
+}
+
+impl Pipeline {
+    pub fn add_flow(&mut self, now: Instant, flow: NewFlow) -> Result<(), FlowError> {
+        let named = flow.ufid.and_then(|ufid| self.table.named(ufid));
+        match named.or_else(|| self.table.find(&flow.matching)) {
+            Some(index) if self.table.flows.get(index).is_some_and(Flow::is_by_hand) => return Err(FlowError::Exists),
+            // What the rules decided gives way to what people say.
+            Some(index) => drop(self.delete(now, index)),
+            None => {}
+        }
+        self.table.insert(now, flow.matching, flow.ufid, flow.actions, Maker::Hand, 0, flow.number);
+        Ok(())
+    }
+
+    pub fn modify_flow(&mut self, now: Instant, which: &Which, change: Change) -> Option<FlowView> {
+        let index = self.which(which)?;
+        let before = self.view(index)?;
+        let by_hand = before.by_hand;
+        let index = if by_hand {
+            self.table.modify(now, index, change.actions, change.number);
+            index
+        } else {
+            let counts = self.delete(now, index)?;
+            let flow = NewFlow {
+                ufid: Some(before.ufid),
+                matching: before.matching,
+                actions: change.actions,
+                number: change.number,
+            };
+            self.add_flow(now, flow).ok()?;
+            let index = self.table.find(&before.matching)?;
+            let hot = self.table.flows.hot_mut(index);
+            (hot.packets, hot.bytes, hot.used_ns, hot.tcp_flags) =
+                (counts.packets, counts.bytes, counts.used_ns, before.tcp_flags);
+            index
+        };
+        if change.clear {
+            self.table.clear_counts(index);
+        }
+        Some(before)
+    }
+
+    pub fn delete_flow(&mut self, now: Instant, which: &Which) -> Option<FlowView> {
+        let index = self.which(which)?;
+        let view = self.view(index)?;
+        self.delete(now, index);
+        Some(view)
+    }
+
+    pub fn get_flow(&self, which: &Which) -> Option<FlowView> {
+        self.view(self.which(which)?)
+    }
+
+    /// At most [`PAGE`] flows, looking at no more than as many numbers, from number `from` on.
+    pub fn page(&self, from: u32) -> Page {
+        let slots = self.table.flows.slots();
+        let to = slots.min(from.saturating_add(PAGE));
+        Page { flows: (from..to).filter_map(|index| self.view(index)).collect(), next: (to < slots).then_some(to) }
+    }
+
+    fn which(&self, which: &Which) -> Option<u32> {
+        match which {
+            Which::Ufid(ufid) => self.table.named(*ufid),
+            Which::Match(matching) => self.table.find(matching),
+        }
+    }
+
+    fn view(&self, index: u32) -> Option<FlowView> {
+        let flow = self.table.flows.get(index)?;
+        let hot = self.table.flows.hot(index);
+        Some(FlowView {
+            ufid: flow.ufid,
+            matching: flow.matching,
+            actions: hot.actions.clone(),
+            stats: self.table.flows.stats(index),
+            tcp_flags: hot.tcp_flags,
+            by_hand: flow.is_by_hand(),
+            standing: flow.cell.as_ref().map(|cell| cell.standing()),
+            mark: flow.bound,
+        })
+    }
+}

@@ -1,0 +1,263 @@
+//! THE STORY: what happens to a batch of packets.
+//!
+//! ```text
+//!  received ─► 1 mark ──hit─────────────────────────────────┐
+//!                └─► key ─► 2 EMC ──hit─────────────────────┤
+//!                             └─► 3 (a signature cache)     ├─► groups by flow ─► actions ─► outputs
+//!                                   └─► 4 classifier ──hit──┤
+//!                                          └─► 5 upcall ────┘ (after the groups, one by one)
+//! ```
+//!
+//! Packets of one flow keep their order: they fall into one group however they were found, and a packet that needs an
+//! upcall has, in the same batch, no later packet of its flow that was found without one.
+//!
+//! Nothing on the way to an output locks, allocates, or asks the kernel or a device; the lists below are kept and used again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::classifier::bits;
+use super::counters::PollerCounters;
+use super::execute::execute;
+use super::flows::NO_GROUP;
+use super::hash::Seeds;
+use super::output::Outputs;
+use super::shared::Shared;
+use super::table::FlowTable;
+use crate::flow::{Field, Key};
+use crate::packet::extract::extract;
+use crate::packet::{BATCH, Packet, Pool};
+
+/// A frame shorter than this is no Ethernet frame.
+const RUNT: usize = 14;
+
+/// One poller's way from received packets to outputs.
+pub struct Pipeline {
+    pub shared: Arc<Shared>,
+    pub counters: Arc<PollerCounters>,
+    pub table: FlowTable,
+    pub outputs: Outputs,
+    pub pool: Pool,
+    seeds: Seeds,
+    /// Room to work in.
+    keys: Box<[Key; BATCH]>,
+    hashes: Box<[u64; BATCH]>,
+    found: Box<[u32; BATCH]>,
+    groups: Vec<Group>,
+    missed: Vec<(Packet, Key, u64)>,
+    one: Vec<Packet>,
+}
+
+/// The packets of a batch that belong to one flow, in the order they came.
+#[derive(Default)]
+struct Group {
+    flow: u32,
+    bytes: u64,
+    tcp_flags: u16,
+    packets: Vec<Packet>,
+}
+
+impl Pipeline {
+    pub fn new(shared: Arc<Shared>, counters: Arc<PollerCounters>, table: FlowTable, seeds: Seeds) -> Pipeline {
+        Pipeline {
+            shared,
+            counters,
+            table,
+            outputs: Outputs::new(),
+            pool: Pool::new(),
+            seeds,
+            keys: Box::new([Key::ZERO; BATCH]),
+            hashes: Box::new([0; BATCH]),
+            found: Box::new([0; BATCH]),
+            groups: Vec::with_capacity(BATCH),
+            missed: Vec::with_capacity(BATCH),
+            one: Vec::with_capacity(1),
+        }
+    }
+
+    /// Takes up to [`BATCH`] received packets through the switch and leaves the list empty.
+    pub fn process(&mut self, now: Instant, packets: &mut Vec<Packet>) {
+        debug_assert!(packets.len() <= BATCH);
+        let counters = Arc::clone(&self.counters);
+        counters.doings.batches.add(1);
+        self.drop_runts(packets);
+
+        let unmarked = self.find_by_mark(packets);
+        let missed = self.find_by_key(packets, unmarked);
+        let groups = self.group(packets, unmarked, missed);
+        self.execute_groups(now, groups);
+        self.upcalls(now);
+        counters.doings.tx_batches.add(self.outputs.flush(now, &mut self.pool, &counters.fate));
+    }
+
+    fn drop_runts(&mut self, packets: &mut Vec<Packet>) {
+        if packets.iter().all(|packet| packet.len() >= RUNT) {
+            return;
+        }
+        for runt in packets.extract_if(.., |packet| packet.len() < RUNT) {
+            self.counters.lookup.runt.add(1);
+            self.pool.give(runt);
+        }
+    }
+
+    /// Step 1: a live mark names the flow; neither key nor lookup is needed. Answers with the packets that need them.
+    #[inline]
+    fn find_by_mark(&mut self, packets: &[Packet]) -> u32 {
+        let mut unmarked = 0u32;
+        let mut unbound = 0;
+        for (i, packet) in packets.iter().enumerate() {
+            let Some(mark) = packet.meta.mark else {
+                unmarked |= 1 << i;
+                continue;
+            };
+            match self.table.marks.get(mark).filter(|flow| self.table.flows.is_live(*flow)) {
+                Some(flow) => self.found[i] = flow.index,
+                None => {
+                    unmarked |= 1 << i;
+                    unbound += 1;
+                }
+            }
+        }
+        let hits = packets.len() as u64 - u64::from(unmarked.count_ones());
+        if hits > 0 {
+            self.counters.lookup.mark_hit.add(hits);
+        }
+        if unbound > 0 {
+            self.counters.doings.mark_unbound.add(unbound);
+        }
+        unmarked
+    }
+
+    /// Steps 2 to 4: by the packet's key. Answers with the packets that no flow matches.
+    #[inline]
+    fn find_by_key(&mut self, packets: &[Packet], unmarked: u32) -> u32 {
+        if unmarked == 0 {
+            return 0;
+        }
+        for i in bits(unmarked) {
+            self.keys[i] = extract(&packets[i]);
+            self.hashes[i] = self.seeds.key(&self.keys[i]);
+        }
+        let mut wanted = unmarked;
+        let ask_emc = self.table.emc.is_worthwhile(unmarked.count_ones());
+        if ask_emc {
+            for i in bits(unmarked) {
+                if let Some(flow) = self.table.emc.lookup(&self.keys[i], self.hashes[i], &self.table.flows) {
+                    self.found[i] = flow;
+                    wanted &= !(1 << i);
+                }
+            }
+            self.counters.lookup.emc_hit.add(u64::from((unmarked ^ wanted).count_ones()));
+        }
+        if wanted == 0 {
+            return 0;
+        }
+        let asked = wanted;
+        let mut probes = 0;
+        if !self.table.by_hand.is_empty() {
+            (wanted, probes) = self.table.by_hand.lookup_batch(&self.keys[..], wanted, &mut self.found[..]);
+        }
+        let (missed, more) = self.table.decided.lookup_batch(&self.keys[..], wanted, &mut self.found[..]);
+        let hits = asked ^ missed;
+        if ask_emc {
+            for i in bits(hits) {
+                let flow = self.table.flows.reference(self.found[i]);
+                self.table.emc.offer(&self.keys[i], self.hashes[i], flow, &self.table.flows);
+            }
+        }
+        self.counters.lookup.megaflow_hit.add(u64::from(hits.count_ones()));
+        self.counters.doings.subtable_probes.add(probes + more);
+        missed
+    }
+
+    /// Sorts the packets into one group a flow, and those without one into `missed`. Answers with the number of groups.
+    #[inline]
+    fn group(&mut self, packets: &mut Vec<Packet>, keyed: u32, missed: u32) -> usize {
+        let mut groups = 0;
+        for (i, packet) in packets.drain(..).enumerate() {
+            if missed & (1 << i) != 0 {
+                self.missed.push((packet, self.keys[i], self.hashes[i]));
+                continue;
+            }
+            let flow = self.found[i];
+            let hot = self.table.flows.hot_mut(flow);
+            if hot.group == NO_GROUP {
+                hot.group = groups as u16;
+                if groups == self.groups.len() {
+                    self.groups.push(Group { packets: Vec::with_capacity(BATCH), ..Group::default() });
+                }
+                self.groups[groups].flow = flow;
+                groups += 1;
+            }
+            let group = &mut self.groups[hot.group as usize];
+            group.bytes += packet.len() as u64;
+            if keyed & (1 << i) != 0 {
+                group.tcp_flags |= self.keys[i].get(Field::TcpFlags) as u16;
+            }
+            group.packets.push(packet);
+        }
+        groups
+    }
+
+    /// Executes each group's actions, after deciding anew for a flow that is older than the rules.
+    fn execute_groups(&mut self, now: Instant, groups: usize) {
+        if groups == 0 {
+            return;
+        }
+        let nanos = self.shared.nanos(now);
+        let epoch = self.epoch();
+        for i in 0..groups {
+            let flow = self.groups[i].flow;
+            self.table.flows.hot_mut(flow).group = NO_GROUP;
+            if self.table.flows.hot(flow).epoch < epoch && !self.revalidate(now, flow) {
+                self.send_to_upcall(i);
+                continue;
+            }
+            let group = &mut self.groups[i];
+            let hot = self.table.flows.hot_mut(flow);
+            hot.packets += group.packets.len() as u64;
+            hot.bytes += std::mem::take(&mut group.bytes);
+            hot.tcp_flags |= std::mem::take(&mut group.tcp_flags);
+            hot.used_ns = nanos;
+            execute(&hot.actions, &mut group.packets, &mut self.outputs, &mut self.pool, &self.counters.fate);
+        }
+    }
+
+    /// The flow of group `i` is gone: its packets are decided one by one, before those that came without a flow.
+    #[cold]
+    fn send_to_upcall(&mut self, i: usize) {
+        let group = &mut self.groups[i];
+        (group.bytes, group.tcp_flags) = (0, 0);
+        for packet in group.packets.drain(..) {
+            let key = extract(&packet);
+            self.missed.push((packet, key, self.seeds.key(&key)));
+        }
+    }
+
+    /// Step 5: what no flow matched, in order of arrival.
+    fn upcalls(&mut self, now: Instant) {
+        if self.missed.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        let mut missed = std::mem::take(&mut self.missed);
+        for (packet, key, _) in missed.drain(..) {
+            self.one.push(packet);
+            self.upcall(now, &key);
+        }
+        self.missed = missed;
+        self.counters.doings.upcall_ns.add(begun.elapsed().as_nanos() as u64);
+    }
+
+    /// The packet under upcall.
+    pub(super) fn one(&mut self) -> &mut Vec<Packet> {
+        &mut self.one
+    }
+
+    /// What a flow's epoch must not be below: rises when a rule, a port or a flow added by hand may have changed its actions.
+    #[inline]
+    pub fn epoch(&self) -> u64 {
+        // Both only rise, so the sum tells any change of either.
+        self.shared.slowpath.epoch() + self.table.by_hand_epoch()
+    }
+}

@@ -1,0 +1,143 @@
+//! The sweep: every half second a poller looks at each of its flows, a slice at a time between batches.
+//!
+//! For each flow: what came since the last look is credited to its rules, and keeps its sender's station fresh; a flow
+//! without packets for too long is deleted; one whose rule, port or station changed is decided anew; one that the
+//! device refused for a passing reason is asked for again.
+
+use std::time::{Duration, Instant};
+
+use super::pipeline::Pipeline;
+use crate::offload::{FlowStats, Standing, state::Refusal};
+
+/// From the start of one sweep to the start of the next.
+pub const PERIOD: Duration = Duration::from_millis(500);
+
+/// Flows looked at between two batches.
+pub const SLICE: u32 = 128;
+
+/// Where the sweep stands.
+#[derive(Debug)]
+pub struct Sweep {
+    /// The next number to look at; `None` between sweeps.
+    next: Option<u32>,
+    due: Instant,
+}
+
+impl Sweep {
+    pub fn new(now: Instant) -> Sweep {
+        Sweep { next: None, due: now + PERIOD }
+    }
+
+    /// Whether a sweep is under way.
+    pub fn is_under_way(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// When the next sweep begins.
+    pub fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Begins the next sweep at once.
+    pub fn hasten(&mut self, now: Instant) {
+        self.due = now;
+    }
+
+    /// Looks at the next slice of flows, if a sweep is under way or due. Answers whether a sweep began.
+    pub fn slice(&mut self, now: Instant, pipeline: &mut Pipeline) -> bool {
+        let begins = self.next.is_none();
+        let from = match self.next {
+            Some(from) => from,
+            None if now < self.due => return false,
+            None => {
+                self.due = now + PERIOD;
+                pipeline.table.decided.rank();
+                pipeline.table.by_hand.rank();
+                0
+            }
+        };
+        let slots = pipeline.table.flows.slots();
+        let to = slots.min(from.saturating_add(SLICE));
+        let max_idle = pipeline.shared.max_idle();
+        for index in from..to {
+            pipeline.look_after(now, index, max_idle);
+        }
+        self.next = (to < slots).then_some(to);
+        begins
+    }
+}
+
+impl Pipeline {
+    /// One flow's share of the sweep.
+    fn look_after(&mut self, now: Instant, index: u32, max_idle: Duration) {
+        let Some(flow) = self.table.flows.get(index) else { return };
+        if let Some(cell) = &flow.cell
+            && cell.standing() == Standing::Refused(Refusal::QueueFull)
+        {
+            self.table.ask_again(now, index);
+        }
+        let Some(flow) = self.table.flows.get(index) else { return };
+        if flow.is_by_hand() {
+            return;
+        }
+        let created = flow.created;
+        let stations_epoch = flow.stations_epoch;
+        self.credit(now, index);
+        let used = match self.table.flows.stats(index).used_ns {
+            0 => created,
+            nanos => self.shared.start + Duration::from_nanos(nanos),
+        };
+        if now.saturating_duration_since(used) > max_idle {
+            self.counters.doings.deleted_idle.add(1);
+            self.delete(now, index);
+            return;
+        }
+        let stations_now = self.shared.slowpath.stations_epoch();
+        if self.table.flows.hot(index).epoch < self.epoch()
+            || (stations_epoch != stations_now && !self.lookups_still_true(index))
+        {
+            self.revalidate(now, index);
+        } else if let Some(flow) = self.table.flows.get_mut(index) {
+            flow.stations_epoch = stations_now;
+        }
+    }
+
+    /// Whether the stations that a flow's decision looked up are where they were.
+    fn lookups_still_true(&self, index: u32) -> bool {
+        let decision = self.table.flows.get(index).and_then(|flow| flow.decision.as_ref());
+        decision.is_none_or(|decision| decision.lookups.iter().all(|lookup| self.shared.slowpath.still_true(lookup)))
+    }
+
+    /// Credits what a flow counted since the last time to the rules that made it, and keeps its sender's station fresh.
+    pub fn credit(&mut self, now: Instant, index: u32) {
+        let stats = self.table.flows.stats(index);
+        let Some(flow) = self.table.flows.get_mut(index) else { return };
+        let packets = stats.packets.saturating_sub(flow.credited.packets);
+        let bytes = stats.bytes.saturating_sub(flow.credited.bytes);
+        if packets == 0 && bytes == 0 {
+            return;
+        }
+        flow.credited =
+            FlowStats { packets: flow.credited.packets + packets, bytes: flow.credited.bytes + bytes, ..stats };
+        if let Some(decision) = &flow.decision {
+            let used = (self.shared.start + Duration::from_nanos(stats.used_ns)).min(now);
+            for rule in &decision.rules {
+                rule.credit(packets, bytes, used);
+            }
+            if let Some(station) = &decision.learned {
+                self.shared.slowpath.refresh(station, used);
+            }
+        }
+    }
+
+    /// Deletes a flow after crediting its last packets.
+    pub fn delete(&mut self, now: Instant, index: u32) -> Option<FlowStats> {
+        self.credit(now, index);
+        let stats = self.table.flows.stats(index);
+        let flow = self.table.remove(now, index)?;
+        if !flow.is_by_hand() {
+            self.shared.forget(1);
+        }
+        Some(stats)
+    }
+}

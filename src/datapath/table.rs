@@ -1,0 +1,328 @@
+//! [`FlowTable`]: a poller's flows with everything that points at them, kept in step.
+//!
+//! ```text
+//!   marks ──┐
+//!   emc ────┼──► flows (hot | rest) ──► offload cell, shared with the worker
+//!   by hand ┤
+//!   decided ┘    two classifiers: flows added by hand are asked first
+//! ```
+//!
+//! A flow added by hand holds for every packet that it matches, whatever the rules decided before. So its classifier is
+//! asked first, flows that were decided are made not to overlap it ([`FlowTable::separate`]), and adding one raises the
+//! epoch, so that each flow decided earlier is looked at again before it is next used.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::classifier::Classifier;
+use super::emc::Emc;
+use super::flows::{BY_HAND, Flow, FlowRef, Flows};
+use super::hash::Seeds;
+use super::marks::Marks;
+use crate::flow::field::FIELDS;
+use crate::flow::{Actions, Key, Mask, Match, Ufid};
+use crate::offload::mark::Mark;
+use crate::offload::state::FlowSlot;
+use crate::offload::{Agent, FlowStats};
+use crate::slowpath::Decision;
+
+/// Flows of one hand-made mask up to which each is told apart by itself; above, by the whole mask.
+const SEPARATE_EACH: usize = 32;
+
+/// A poller's flows, and all that finds them.
+pub struct FlowTable {
+    pub flows: Flows,
+    pub marks: Marks,
+    pub emc: Emc,
+    pub by_hand: Classifier,
+    pub decided: Classifier,
+    by_name: HashMap<Ufid, u32, foldhash::fast::RandomState>,
+    /// This poller's end of the offload path; `None` when there is no device.
+    agent: Option<Agent>,
+    /// Rises with each flow added by hand.
+    by_hand_epoch: u64,
+    namer: Namer,
+}
+
+/// Names megaflows: the same match has the same name in every poller of a process.
+#[derive(Clone)]
+pub struct Namer {
+    high: Seeds,
+    low: Seeds,
+}
+
+impl Namer {
+    pub fn random() -> Namer {
+        Namer { high: Seeds::random(), low: Seeds::random() }
+    }
+
+    /// Depends on the masked key *and* the mask.
+    pub fn name(&self, matching: &Match) -> Ufid {
+        let half = |seeds: &Seeds| {
+            let mask = Key::from_words(*matching.mask().words());
+            seeds.list(&[seeds.key(matching.key()), seeds.key(&mask)])
+        };
+        Ufid(u128::from(half(&self.high)) << 64 | u128::from(half(&self.low)))
+    }
+}
+
+/// Whose a flow is.
+pub enum Maker {
+    Hand,
+    Decided(Box<Decision>),
+}
+
+impl FlowTable {
+    pub fn new(seeds: Seeds, namer: Namer, agent: Option<Agent>) -> FlowTable {
+        FlowTable {
+            flows: Flows::new(),
+            marks: Marks::new(),
+            emc: Emc::new(),
+            by_hand: Classifier::new(seeds.clone()),
+            decided: Classifier::new(seeds),
+            by_name: HashMap::default(),
+            agent,
+            by_hand_epoch: 0,
+            namer,
+        }
+    }
+
+    /// Rises when what was decided earlier may no longer hold because of a flow added by hand.
+    #[inline]
+    pub fn by_hand_epoch(&self) -> u64 {
+        self.by_hand_epoch
+    }
+
+    /// The flow with exactly this match.
+    pub fn find(&self, matching: &Match) -> Option<u32> {
+        self.by_hand.find(matching).or_else(|| self.decided.find(matching))
+    }
+
+    /// The flow with this name.
+    pub fn named(&self, ufid: Ufid) -> Option<u32> {
+        self.by_name.get(&ufid).copied()
+    }
+
+    /// Starts a flow's software counts from 0 again.
+    pub fn clear_counts(&mut self, index: u32) {
+        let hot = self.flows.hot_mut(index);
+        (hot.packets, hot.bytes, hot.used_ns, hot.tcp_flags) = (0, 0, 0, 0);
+        let device = self.flows.get(index).map(Flow::device_stats).unwrap_or_default();
+        if let Some(flow) = self.flows.get_mut(index) {
+            flow.cleared = device;
+            flow.credited = FlowStats::default();
+        }
+    }
+
+    /// Adds a flow and asks for it to be offloaded. The caller has seen that no flow has this match.
+    pub fn insert(
+        &mut self,
+        now: Instant,
+        matching: Match,
+        ufid: Option<Ufid>,
+        actions: Actions,
+        maker: Maker,
+        epoch: u64,
+        decision_number: u64,
+    ) -> FlowRef {
+        let ufid = ufid.unwrap_or_else(|| self.namer.name(&matching));
+        let next = self.flows.next_ref();
+        let cell = self.agent.as_ref().map(|agent| {
+            let slot = FlowSlot { index: next.index, generation: next.generation };
+            agent.adopt(now, slot, ufid, matching, actions.clone(), decision_number)
+        });
+        let (hash, epoch, decision) = match maker {
+            Maker::Hand => {
+                self.by_hand_epoch += 1;
+                (self.by_hand.insert(&matching, next.index), BY_HAND, None)
+            }
+            Maker::Decided(decision) => (self.decided.insert(&matching, next.index), epoch, Some(decision)),
+        };
+        let flow = Flow {
+            ufid,
+            matching,
+            hash,
+            created: now,
+            decision,
+            stations_epoch: 0,
+            cell,
+            bound: None,
+            credited: FlowStats::default(),
+            cleared: FlowStats::default(),
+        };
+        self.by_name.insert(ufid, next.index);
+        self.flows.insert(flow, actions, epoch)
+    }
+
+    /// Takes a flow out of everything; its mark means nothing from now on.
+    pub fn remove(&mut self, now: Instant, index: u32) -> Option<Flow> {
+        let reference = self.flows.reference(index);
+        let flow = self.flows.remove(index)?;
+        let classifier = if flow.is_by_hand() { &mut self.by_hand } else { &mut self.decided };
+        classifier.remove(&flow.matching, flow.hash, index);
+        self.by_name.remove(&flow.ufid);
+        if let Some(mark) = flow.bound {
+            self.marks.unbind(mark, reference);
+        }
+        if let (Some(agent), Some(cell)) = (&self.agent, &flow.cell) {
+            agent.release(now, cell);
+        }
+        Some(flow)
+    }
+
+    /// Replaces a flow's actions, here at once and in the device as soon as it can.
+    pub fn modify(&mut self, now: Instant, index: u32, actions: Actions, decision_number: u64) {
+        self.flows.hot_mut(index).actions = actions.clone();
+        if let (Some(agent), Some(cell)) = (&self.agent, self.flows.get(index).and_then(|flow| flow.cell.as_ref())) {
+            agent.update(now, cell, actions, decision_number);
+        }
+    }
+
+    /// Asks the device again for a flow that it refused for a reason that can pass.
+    pub fn ask_again(&self, now: Instant, index: u32) {
+        if let (Some(agent), Some(cell)) = (&self.agent, self.flows.get(index).and_then(|flow| flow.cell.as_ref())) {
+            agent.ask_again(now, cell);
+        }
+    }
+
+    /// Binds and unbinds the marks that the offload worker changed since the last call. One load when there are none.
+    #[inline]
+    pub fn take_events(&mut self) {
+        let Some(agent) = &self.agent else { return };
+        if !agent.has_events() {
+            return;
+        }
+        let (flows, marks) = (&mut self.flows, &mut self.marks);
+        agent.drain(|cell| {
+            let slot = cell.slot();
+            let reference = FlowRef { index: slot.index, generation: slot.generation };
+            if !flows.is_live(reference) {
+                return; // Its mark was unbound when it died.
+            }
+            let Some(flow) = flows.get_mut(reference.index) else { return };
+            let wanted: Option<Mark> = cell.mark();
+            if flow.bound != wanted {
+                if let Some(old) = flow.bound {
+                    marks.unbind(old, reference);
+                }
+                if let Some(new) = wanted {
+                    marks.bind(new, reference);
+                }
+                flow.bound = wanted;
+            }
+        });
+    }
+
+    /// Whether the worker changed a mark since the last [`FlowTable::take_events`].
+    pub fn has_events(&self) -> bool {
+        self.agent.as_ref().is_some_and(Agent::has_events)
+    }
+
+    /// Adds to `mask`, the bits that a decision about `key` looked at, what tells `key` from every flow added by hand;
+    /// `false` when one of them matches `key`: then nothing may be installed.
+    pub fn separate(&self, key: &Key, mask: &mut Mask) -> bool {
+        for subtable in self.by_hand.subtables() {
+            if subtable.len() > SEPARATE_EACH {
+                if self.by_hand.find(&Match::new(key, subtable.mask())).is_some() {
+                    return false;
+                }
+                mask.add_all(subtable.mask());
+                continue;
+            }
+            for flow in subtable.flows().filter_map(|index| self.flows.get(index)) {
+                if !tell_apart(&flow.matching, key, mask) {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Makes `mask` hold a bit in which `key` differs from `other`; `false` when it differs in none that `other` looks at.
+fn tell_apart(other: &Match, key: &Key, mask: &mut Mask) -> bool {
+    let differs = |i: usize| (other.key().words()[i] ^ key.words()[i]) & other.mask().words()[i];
+    if (0..key.words().len()).any(|i| differs(i) & mask.words()[i] != 0) {
+        return true;
+    }
+    let different =
+        FIELDS.iter().find(|def| (other.key().get(def.field) ^ key.get(def.field)) & other.mask().get(def.field) != 0);
+    match different {
+        Some(def) => {
+            mask.add(def.field, other.mask().get(def.field));
+            true
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::{Action, Field, PortNo};
+
+    fn table() -> FlowTable {
+        FlowTable::new(Seeds::random(), Namer::random(), None)
+    }
+
+    fn matching(fields: &[(Field, u128)]) -> Match {
+        let (mut key, mut mask) = (Key::ZERO, Mask::EMPTY);
+        for (field, value) in fields {
+            key.set(*field, *value);
+            mask.add_field(*field);
+        }
+        Match::new(&key, &mask)
+    }
+
+    fn add(table: &mut FlowTable, matching: Match, maker: Maker) -> FlowRef {
+        let actions = Actions::new(vec![Action::Output(PortNo(1))]);
+        table.insert(Instant::now(), matching, None, actions, maker, 0, 0)
+    }
+
+    #[test]
+    fn the_name_of_a_megaflow_covers_its_mask() {
+        let namer = Namer::random();
+        let narrow = matching(&[(Field::InPort, 1), (Field::TpDst, 0)]);
+        let wide = matching(&[(Field::InPort, 1)]);
+        assert_eq!(narrow.key(), wide.key());
+        assert_ne!(namer.name(&narrow), namer.name(&wide));
+        assert_eq!(namer.name(&wide), namer.clone().name(&wide));
+    }
+
+    #[test]
+    fn a_decision_is_told_apart_from_flows_added_by_hand() {
+        for crowd in [1, SEPARATE_EACH as u128 + 8] {
+            let mut table = table();
+            for i in 0..crowd {
+                add(&mut table, matching(&[(Field::InPort, 1), (Field::TpDst, 80 + i)]), Maker::Hand);
+            }
+            let mut key = Key::ZERO;
+            key.set(Field::InPort, 1u32);
+            key.set(Field::TpDst, 79u32);
+            let mut mask = Mask::EMPTY;
+            assert!(table.separate(&key, &mut mask));
+            let decided = Match::new(&key, &mask);
+            for i in 0..crowd {
+                assert!(!decided.overlaps(&matching(&[(Field::InPort, 1), (Field::TpDst, 80 + i)])), "{crowd} {i}");
+            }
+            key.set(Field::TpDst, 80u32);
+            assert!(!table.separate(&key, &mut mask), "a packet of a hand-made flow is not decided");
+        }
+    }
+
+    #[test]
+    fn a_removed_flow_is_found_by_nothing() {
+        let mut table = table();
+        let m = matching(&[(Field::InPort, 1)]);
+        let flow = add(&mut table, m, Maker::Hand);
+        let mark = Mark::new(3).unwrap();
+        table.marks.bind(mark, flow);
+        table.flows.get_mut(flow.index).unwrap().bound = Some(mark);
+        let key = *m.key();
+        assert_eq!(table.by_hand.lookup(&key), Some(flow.index));
+        table.remove(Instant::now(), flow.index);
+        assert_eq!(table.by_hand.lookup(&key), None);
+        assert_eq!(table.marks.get(mark), None);
+        assert!(!table.flows.is_live(flow));
+    }
+}

@@ -1,0 +1,84 @@
+//! The contract that every backend keeps, as one function that runs over any of them.
+
+use super::{Backend, Handle, Install, PutError};
+use crate::flow::{Actions, Field, Key, Mask, Match, PortNo};
+use crate::offload::mark::Mark;
+use crate::offload::state::{FlowStats, Level};
+
+/// Rules that the backends under test hold.
+pub const CAPACITY: usize = 4;
+
+/// A megaflow of port 1.
+pub fn megaflow(i: u32) -> Match {
+    let (mut key, mut mask) = (Key::ZERO, Mask::EMPTY);
+    for (field, value) in [(Field::InPort, 1), (Field::EthType, 0x0800), (Field::Ipv4Dst, i)] {
+        key.set(field, value);
+        mask.add_field(field);
+    }
+    Match::new(&key, &mask)
+}
+
+/// Puts [`megaflow`] `i` with mark `i`.
+pub fn put(backend: &mut dyn Backend, i: u32) -> Result<(Handle, Level), PutError> {
+    let (matching, actions) = (megaflow(i), Actions::drop());
+    let mark = Mark::new(i).unwrap();
+    let level = backend.capabilities().level;
+    backend.put(Install { matching: &matching, actions: &actions, mark, level, in_port: Some(PortNo(1)) })
+}
+
+/// Checks everything that [`Backend`] promises. `make` opens an empty device with room for [`CAPACITY`] rules.
+pub fn check(make: impl Fn() -> Box<dyn Backend>) {
+    rules_fit_up_to_the_capacity_and_room_comes_back(&mut *make());
+    a_deleted_rule_is_gone_however_often_it_is_deleted(&mut *make());
+    a_replaced_rule_keeps_its_handle(&mut *make());
+    counts_come_in_the_order_asked_for(&mut *make());
+    a_flush_leaves_nothing_and_is_no_reset(&mut *make());
+}
+
+fn rules_fit_up_to_the_capacity_and_room_comes_back(backend: &mut dyn Backend) {
+    let handles: Vec<_> = (1..=CAPACITY as u32).map(|i| put(backend, i).unwrap().0).collect();
+    assert_eq!(put(backend, 99), Err(PutError::NoRoom));
+    backend.delete(handles[0]).unwrap();
+    let (handle, level) = put(backend, 99).unwrap();
+    assert!(level <= backend.capabilities().level);
+    assert!(!handles[1..].contains(&handle));
+}
+
+fn a_deleted_rule_is_gone_however_often_it_is_deleted(backend: &mut dyn Backend) {
+    let (handle, _) = put(backend, 1).unwrap();
+    backend.delete(handle).unwrap();
+    assert_eq!(backend.delete(handle), Ok(FlowStats::default()));
+    put(backend, 1).expect("the same match can be put again");
+}
+
+fn a_replaced_rule_keeps_its_handle(backend: &mut dyn Backend) {
+    if !backend.capabilities().replace_in_place {
+        return;
+    }
+    let (handle, _) = put(backend, 1).unwrap();
+    let (matching, actions, mark) = (megaflow(1), Actions::drop(), Mark::new(77).unwrap());
+    let install = Install { matching: &matching, actions: &actions, mark, level: Level::Mark, in_port: None };
+    backend.replace(handle, install).unwrap();
+    backend.delete(handle).unwrap();
+    assert!(matches!(backend.replace(handle, install), Err(PutError::Device(_))));
+}
+
+fn counts_come_in_the_order_asked_for(backend: &mut dyn Backend) {
+    let (handle, _) = put(backend, 1).unwrap();
+    let mut counts = vec![FlowStats { packets: 5, ..FlowStats::default() }];
+    backend.stats(&[handle, Handle(u64::MAX)], &mut counts).unwrap();
+    assert_eq!(counts.len(), 3, "appended, one for each");
+    assert_eq!(counts[1..], [FlowStats::default(); 2]);
+}
+
+fn a_flush_leaves_nothing_and_is_no_reset(backend: &mut dyn Backend) {
+    let before = backend.generation();
+    for i in 1..=CAPACITY as u32 {
+        put(backend, i).unwrap();
+    }
+    backend.flush().unwrap();
+    for i in 1..=CAPACITY as u32 {
+        put(backend, i).unwrap();
+    }
+    assert_eq!(backend.generation(), before);
+}

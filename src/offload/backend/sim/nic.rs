@@ -1,0 +1,180 @@
+//! [`Nic`]: the packet side of the simulated NIC.
+//!
+//! # Thread-safety
+//! Pollers look at the table under a read lock that they only ever *try* to take, a bounded number of times: while the
+//! worker changes the table, their batch passes unmarked and is counted as busy. A packet never waits.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError, Weak};
+use std::time::Instant;
+
+use super::parse;
+use super::table::Table;
+use crate::flow::PortNo;
+use crate::offload::backend::{Fence, Front, PortCounts};
+use crate::packet::{Packet, Pool};
+use crate::port::{PortInfo, RxQueue};
+
+/// How often a batch tries to look at the table before it passes unmarked: about a microsecond in all.
+const TRIES: u32 = 64;
+
+/// A simulated NIC: a table of rules, and the queues that packets pass through it by.
+pub struct Nic {
+    table: RwLock<Table>,
+    ports: Mutex<BTreeMap<PortNo, Arc<Counters>>>,
+    fence: Fence,
+    resets: AtomicU64,
+    epoch: Instant,
+    me: Weak<Nic>,
+}
+
+/// One writer a receive queue, so counts are added.
+#[derive(Default)]
+struct Counters {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    busy: AtomicU64,
+}
+
+impl Nic {
+    pub fn new() -> Arc<Nic> {
+        Arc::new_cyclic(|me| Nic {
+            table: RwLock::default(),
+            ports: Mutex::default(),
+            fence: Fence::default(),
+            resets: AtomicU64::new(0),
+            epoch: Instant::now(),
+            me: Weak::clone(me),
+        })
+    }
+
+    /// Rules in the table.
+    pub fn rules(&self) -> usize {
+        self.look().len()
+    }
+
+    /// Makes the NIC wrong: the two oldest rules exchange their marks. For tests that show that the witness is heard.
+    /// `false` with fewer than two rules.
+    pub fn corrupt(&self) -> bool {
+        self.change().swap_two_marks()
+    }
+
+    /// Makes the NIC forget every rule by itself, as a reset does.
+    pub fn reset(&self) {
+        let mut table = self.change();
+        table.clear();
+        self.resets.fetch_add(1, Ordering::Release);
+    }
+
+    /// The table, for the worker: packets pass unmarked while it is held.
+    pub(super) fn change(&self) -> RwLockWriteGuard<'_, Table> {
+        // Whoever panicked left a table that is at worst missing a rule.
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn look(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn resets(&self) -> u64 {
+        self.resets.load(Ordering::Acquire)
+    }
+
+    pub(super) fn fence(&self) -> Fence {
+        self.fence.clone()
+    }
+
+    pub(super) fn know(&self, port: PortNo) {
+        self.counters(port);
+    }
+
+    pub(super) fn forget(&self, port: PortNo) {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&port);
+    }
+
+    fn counters(&self, port: PortNo) -> Arc<Counters> {
+        let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(ports.entry(port).or_default())
+    }
+
+    fn try_look(&self) -> Option<RwLockReadGuard<'_, Table>> {
+        for _ in 0..TRIES {
+            match self.table.try_read() {
+                Ok(table) => return Some(table),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
+        None
+    }
+}
+
+impl Front for Nic {
+    fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue> {
+        // The queue keeps the NIC, and with it the table, for as long as it is polled.
+        let Some(nic) = self.me.upgrade() else { return queue };
+        Box::new(Wrapped { queue, counters: self.counters(port.number), nic, scratch: Vec::new() })
+    }
+
+    fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let counters = ports.get(&port)?;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Some(PortCounts { hits: read(&counters.hits), misses: read(&counters.misses), busy: read(&counters.busy) })
+    }
+}
+
+/// A receive queue behind the NIC.
+struct Wrapped {
+    queue: Box<dyn RxQueue>,
+    nic: Arc<Nic>,
+    counters: Arc<Counters>,
+    scratch: Vec<u128>,
+}
+
+impl RxQueue for Wrapped {
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+        self.queue.receive(now, pool, into)?;
+        if into.is_empty() {
+            return Ok(());
+        }
+        if self.nic.fence.is_raised() {
+            into.iter_mut().for_each(|packet| packet.meta.mark = None);
+            return Ok(());
+        }
+        let all = into.len() as u64;
+        let Some(table) = self.nic.try_look() else {
+            self.counters.busy.fetch_add(all, Ordering::Relaxed);
+            return Ok(());
+        };
+        let now_ns = now.saturating_duration_since(self.nic.epoch).as_nanos() as u64;
+        let mut hits = 0;
+        if table.len() > 0 {
+            for packet in into {
+                let unsegmented = packet.meta.offload.segment.is_some();
+                let seen = parse::columns(packet.bytes(), packet.meta.in_port, unsegmented);
+                packet.meta.mark = table.hit(&seen, packet.len(), now_ns, &mut self.scratch);
+                hits += u64::from(packet.meta.mark.is_some());
+            }
+        }
+        drop(table);
+        self.counters.hits.fetch_add(hits, Ordering::Relaxed);
+        self.counters.misses.fetch_add(all - hits, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn readable(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.readable()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.queue.next_due()
+    }
+
+    fn missed(&mut self) -> u64 {
+        self.queue.missed()
+    }
+}
