@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(receive(&mut *rx, now), (0..32).collect::<Vec<u8>>());
         assert_eq!(rx.next_due(), Some(now), "the rest is due already");
         assert_eq!(receive(&mut *rx, now), (32..40).collect::<Vec<u8>>());
-        assert_eq!(receive(&mut *rx, now), []);
+        assert_eq!(receive(&mut *rx, now), [0u8; 0]);
         assert_eq!(rx.next_due(), None);
     }
 
@@ -295,7 +295,7 @@ mod tests {
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(receive(&mut *rx, start), [0]);
         assert_eq!(rx.next_due(), Some(at(10)));
-        assert_eq!(receive(&mut *rx, at(9)), []);
+        assert_eq!(receive(&mut *rx, at(9)), [0u8; 0]);
         assert_eq!(receive(&mut *rx, at(25)), [1, 2]);
         assert_eq!(receive(&mut *rx, at(50)), [3, 0, 1]);
         assert_eq!(receive(&mut *rx, at(1_000)), [2, 3]);
