@@ -16,7 +16,11 @@ const MAX_FLOW_LIMIT: usize = 10_000_000;
 
 /// The command line.
 #[derive(clap::Parser, Clone, Debug, Default)]
-#[command(name = "offloadd", version, about = "A userspace switch that hands its flows to hardware without making a packet wait")]
+#[command(
+    name = "offloadd",
+    version,
+    about = "A userspace switch that hands its flows to hardware without making a packet wait"
+)]
 pub struct Args {
     /// Configuration file (TOML); without it, only what the command line says
     #[arg(long, value_name = "FILE")]
@@ -168,7 +172,8 @@ impl Config {
     fn resolve(raw: RawConfig, args: &Args) -> Result<Config, ConfigError> {
         let RawConfig { datapath, slowpath, offload, .. } = raw;
         let texts = datapath.ports.unwrap_or_default();
-        let mut ports = texts.iter().chain(&args.ports).map(|text| text.parse()).collect::<Result<Vec<PortSpec>, _>>()?;
+        let mut ports =
+            texts.iter().chain(&args.ports).map(|text| text.parse()).collect::<Result<Vec<PortSpec>, _>>()?;
         if args.demo && ports.is_empty() {
             ports = demo_ports()?;
         }
@@ -223,7 +228,13 @@ fn demo_ports() -> Result<Vec<PortSpec>, ConfigError> {
     Ok(specs.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
-fn in_range(key: &'static str, value: Option<usize>, default: usize, min: usize, max: usize) -> Result<usize, ConfigError> {
+fn in_range(
+    key: &'static str,
+    value: Option<usize>,
+    default: usize,
+    min: usize,
+    max: usize,
+) -> Result<usize, ConfigError> {
     match value.unwrap_or(default) {
         value if (min..=max).contains(&value) => Ok(value),
         value => Err(ConfigError::Value { key, what: format!("{value} is not between {min} and {max}") }),
@@ -283,10 +294,27 @@ mod tests {
         let mut defaults = resolve("", &Args::default()).unwrap();
         defaults.file = from_example.file.clone();
         assert_eq!(from_example, defaults);
-        let keys = ["unixctl", "pidfile", "log", "log-file", "ports", "pollers", "cpus", "busy-poll", "flow-limit",
-            "max-idle", "rules", "mac-ageing", "mac-limit", "device", "queue-limit"];
+        let keys = [
+            "unixctl",
+            "pidfile",
+            "log",
+            "log-file",
+            "ports",
+            "pollers",
+            "cpus",
+            "busy-poll",
+            "flow-limit",
+            "max-idle",
+            "rules",
+            "mac-ageing",
+            "mac-limit",
+            "device",
+            "queue-limit",
+        ];
         for key in keys {
-            let shown = |line: &str| line.trim_start_matches("#:").trim_start_matches('#').trim().starts_with(&format!("{key} ="));
+            let shown = |line: &str| {
+                line.trim_start_matches("#:").trim_start_matches('#').trim().starts_with(&format!("{key} ="))
+            };
             assert!(text.lines().any(shown), "{key} is not in the example");
         }
     }

@@ -70,7 +70,8 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
     let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || handle.wake());
     let (reports, incoming) = mpsc::channel();
 
-    let daemon = Arc::new(Daemon::build(config.clone(), args, Reports { channel: reports, wake: Arc::clone(&wake) }, wake)?);
+    let daemon =
+        Arc::new(Daemon::build(config.clone(), args, Reports { channel: reports, wake: Arc::clone(&wake) }, wake)?);
     let result = daemon.furnish(&config).and_then(|()| {
         let mut registry = Registry::new(VERSION);
         commands::register(&mut registry, &daemon);
@@ -117,13 +118,8 @@ impl Daemon {
                 (Offload::start(backend, wanted).context("offload worker")?, Some(front))
             }
         };
-        let shared = Shared::new(
-            Arc::clone(&slowpath),
-            offload.started(),
-            config.flow_limit,
-            config.max_idle,
-            config.busy_poll,
-        );
+        let shared =
+            Shared::new(Arc::clone(&slowpath), offload.started(), config.flow_limit, config.max_idle, config.busy_poll);
         let pollers = PollerConfig { count: poller_count(&config), cpus: config.cpus.clone() };
         let switch = Switch::start(Arc::new(shared), offload, front, &pollers, reports).context("pollers")?;
         Ok(Daemon { switch, slowpath, args, config: Mutex::new(config), stop: AtomicBool::new(false), wake })
@@ -142,9 +138,7 @@ impl Daemon {
         let loaded = match rules {
             Rules::Normal => self.slowpath.load("priority=0,actions=normal\n", &names, Instant::now())?,
             Rules::Text(text) => self.slowpath.load(text, &names, Instant::now())?,
-            Rules::File(path) => {
-                commands::rule::load(self, path).map_err(|error| anyhow::anyhow!("rules {error}"))?
-            }
+            Rules::File(path) => commands::rule::load(self, path).map_err(|error| anyhow::anyhow!("rules {error}"))?,
         };
         log::info!(target: "slowpath", "{loaded} rules loaded");
         Ok(())

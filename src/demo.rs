@@ -30,14 +30,18 @@ impl Demo {
     /// Says what there is to see.
     pub fn begin(now: Instant, daemon: &Daemon) -> Demo {
         let socket = "offloadctl dpif/offload-show";
-        say(&format!("demo: 1,000 flows at a simulated port, a simulated NIC; look inside with `{socket}`, end with Ctrl-C"));
+        say(&format!(
+            "demo: 1,000 flows at a simulated port, a simulated NIC; look inside with `{socket}`, end with Ctrl-C"
+        ));
         Demo { begun: now, last: Reading::take(now, daemon), lines: 0 }
     }
 
     /// One line, about the time since the last.
     pub fn line(&mut self, now: Instant, daemon: &Daemon) {
         if self.lines % PAGE == 0 {
-            say("   time  pps by: mark        emc   megaflow     upcall |   flows    marks   queue | offload p50     p99");
+            say(
+                "   time  pps by: mark        emc   megaflow     upcall |   flows    marks   queue | offload p50     p99",
+            );
         }
         self.lines += 1;
         let reading = Reading::take(now, daemon);

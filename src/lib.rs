@@ -4,8 +4,8 @@
 pub mod config;
 pub mod control;
 pub mod daemon;
-pub mod demo;
 pub mod datapath;
+pub mod demo;
 pub mod flow;
 pub mod offload;
 pub mod packet;

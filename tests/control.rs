@@ -434,28 +434,26 @@ fn offloadctl_prints_answers_and_tells_failures_apart() {
     assert_eq!(world.offloadctl("-f json --pretty toy/echo a").1, "[\n  \"a\"\n]\n");
     assert_eq!(
         world.offloadctl("toy/fail"),
-        (
-            Exit::Refused,
-            String::new(),
-            format!("the toy is broken\noffloadctl: {socket}: server returned an error\n")
-        )
+        (Exit::Refused, String::new(), format!("the toy is broken\noffloadctl: {socket}: server returned an error\n"))
     );
     let failed = |line: &str| match world.offloadctl(line) {
         (Exit::Failed, out, err) if out.is_empty() => err,
         other => panic!("{line}: {other:?}"),
     };
-    assert_eq!(
-        failed("-T 1 toy/never 3600000"),
-        format!("offloadctl: {socket}: no answer within the time limit\n")
-    );
+    assert_eq!(failed("-T 1 toy/never 3600000"), format!("offloadctl: {socket}: no answer within the time limit\n"));
     assert!(failed("--pretty version").contains("--format json only"));
     assert!(failed("--bogus version").contains("--bogus"));
 
     let (exit, _, err) = run(["offloadctl", "-t", "/nonexistent/x.ctl", "version"].into_iter());
     assert_eq!(exit, Exit::Failed);
-    assert!(err.starts_with("offloadctl: cannot connect to \"/nonexistent/x.ctl\": No such file") && err.lines().count() == 1);
+    assert!(
+        err.starts_with("offloadctl: cannot connect to \"/nonexistent/x.ctl\": No such file")
+            && err.lines().count() == 1
+    );
     let (exit, out, _) = run(["offloadctl", "--help"].into_iter());
-    assert!(exit == Exit::Done && out.contains("offloadctl dpif/offload-show") && out.contains("offloadctl flow-flush"));
+    assert!(
+        exit == Exit::Done && out.contains("offloadctl dpif/offload-show") && out.contains("offloadctl flow-flush")
+    );
 }
 
 #[test]
@@ -610,7 +608,9 @@ fn a_name_finds_a_living_daemon_which_signals_reach_and_nothing_is_left_of_it() 
 
     // A second one of the same name changes nothing.
     match Pidfile::create(&pidfile) {
-        Err(error @ PidfileError::Running { .. }) => assert!(error.to_string().starts_with("already running as process")),
+        Err(error @ PidfileError::Running { .. }) => {
+            assert!(error.to_string().starts_with("already running as process"))
+        }
         other => panic!("{other:?}"),
     }
     let refusal = Daemon::start(dir).wait_for("refused: ");

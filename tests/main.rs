@@ -4,3 +4,5 @@
 mod capture;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
+/// Ports on real interfaces, in network namespaces of their own. Needs root.
+mod ports_netns;

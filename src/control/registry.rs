@@ -168,9 +168,8 @@ pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Value, String>> + S
 impl Dispatch {
     /// Starts the command.
     pub(super) fn call(&self, method: String, params: Vec<Value>, peer: Arc<Peer>) -> Outcome {
-        let unknown = format!(
-            "\"{method}\" is not a valid command (use \"list-commands\" to see a list of valid commands)"
-        );
+        let unknown =
+            format!("\"{method}\" is not a valid command (use \"list-commands\" to see a list of valid commands)");
         // The request's own id may be any JSON value, which jsonrpc-core's may not; the session puts it into the reply.
         let call = MethodCall { jsonrpc: None, method, params: Params::Array(params), id: Id::Num(0) };
         let output = self.0.handle_call(Call::MethodCall(call), peer);
@@ -228,7 +227,9 @@ fn chosen_format(args: &[String]) -> Result<Format, CommandError> {
         [option] => option
             .strip_prefix("--format=")
             .ok_or_else(|| CommandError::new(format!("expected --format text or --format json, not {option:?}")))?,
-        _ => return Err(CommandError::new(format!("expected --format text or --format json, not {:?}", args.join(" ")))),
+        _ => {
+            return Err(CommandError::new(format!("expected --format text or --format json, not {:?}", args.join(" "))));
+        }
     };
     match value {
         "text" => Ok(Format::Text),

@@ -227,7 +227,8 @@ impl Server {
                     Err(error) => log::warn!(target: "control", "cannot serve a connection: {error}"),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) => {
+                }
                 Err(error) => {
                     log::warn!(target: "control", "cannot accept a connection: {error}");
                     self.accept_at = Some(now + TICK);

@@ -156,8 +156,7 @@ impl Flows {
     /// Whether `flow` still is the flow it was.
     #[inline]
     pub fn is_live(&self, flow: FlowRef) -> bool {
-        self.hot.get(flow.index as usize).is_some_and(|hot| hot.generation == flow.generation)
-            && flow.generation != 0
+        self.hot.get(flow.index as usize).is_some_and(|hot| hot.generation == flow.generation) && flow.generation != 0
     }
 
     /// # Panics

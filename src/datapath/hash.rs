@@ -101,6 +101,11 @@ mod tests {
         for i in 0..65_536u64 {
             buckets[seeds.list(&[7, i, 9]) as usize & 1023] += 1;
         }
-        assert!(buckets.iter().all(|&n| (16..160).contains(&n)), "min {:?} max {:?}", buckets.iter().min(), buckets.iter().max());
+        assert!(
+            buckets.iter().all(|&n| (16..160).contains(&n)),
+            "min {:?} max {:?}",
+            buckets.iter().min(),
+            buckets.iter().max()
+        );
     }
 }

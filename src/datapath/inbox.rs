@@ -160,11 +160,17 @@ impl Pipeline {
             index
         } else {
             let counts = self.delete(now, index)?;
-            let flow = NewFlow { ufid: Some(before.ufid), matching: before.matching, actions: change.actions, number: change.number };
+            let flow = NewFlow {
+                ufid: Some(before.ufid),
+                matching: before.matching,
+                actions: change.actions,
+                number: change.number,
+            };
             self.add_flow(now, flow).ok()?;
             let index = self.table.find(&before.matching)?;
             let hot = self.table.flows.hot_mut(index);
-            (hot.packets, hot.bytes, hot.used_ns, hot.tcp_flags) = (counts.packets, counts.bytes, counts.used_ns, before.tcp_flags);
+            (hot.packets, hot.bytes, hot.used_ns, hot.tcp_flags) =
+                (counts.packets, counts.bytes, counts.used_ns, before.tcp_flags);
             index
         };
         if change.clear {

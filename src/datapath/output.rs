@@ -136,9 +136,8 @@ impl Outputs {
 impl Output {
     fn send(&mut self, now: Instant, pool: &mut Pool, fate: &Fate, finished: &mut Vec<Packet>) {
         let mtu = self.limits.mtu.load(Ordering::Relaxed) as usize;
-        let ready = |packet: &Packet| {
-            segment::fits(packet, mtu) && segment::is_finished(packet, self.checksum, self.segment)
-        };
+        let ready =
+            |packet: &Packet| segment::fits(packet, mtu) && segment::is_finished(packet, self.checksum, self.segment);
         if !self.gathered.iter().all(ready) {
             self.fit(mtu, pool, fate, finished);
         }

@@ -32,7 +32,13 @@ const CROWDED_PERCENT: usize = 75;
 const MIN_IDLE: Duration = Duration::from_millis(100);
 
 impl Shared {
-    pub fn new(slowpath: Arc<Slowpath>, start: Instant, flow_limit: usize, max_idle: Duration, busy_poll: bool) -> Shared {
+    pub fn new(
+        slowpath: Arc<Slowpath>,
+        start: Instant,
+        flow_limit: usize,
+        max_idle: Duration,
+        busy_poll: bool,
+    ) -> Shared {
         Shared {
             slowpath,
             start,

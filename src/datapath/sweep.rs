@@ -117,7 +117,8 @@ impl Pipeline {
         if packets == 0 && bytes == 0 {
             return;
         }
-        flow.credited = FlowStats { packets: flow.credited.packets + packets, bytes: flow.credited.bytes + bytes, ..stats };
+        flow.credited =
+            FlowStats { packets: flow.credited.packets + packets, bytes: flow.credited.bytes + bytes, ..stats };
         if let Some(decision) = &flow.decision {
             let used = (self.shared.start + Duration::from_nanos(stats.used_ns)).min(now);
             for rule in &decision.rules {

@@ -240,9 +240,7 @@ impl Switch {
             .into_iter()
             .enumerate()
             .map(|(poller, queue)| match queue {
-                Some(queue) if poller == owner && someone_lacks => {
-                    Tx::Served(OwnerTx::new(Arc::clone(&shared), queue))
-                }
+                Some(queue) if poller == owner && someone_lacks => Tx::Served(OwnerTx::new(Arc::clone(&shared), queue)),
                 Some(queue) => Tx::Own(queue),
                 None => Tx::Own(Box::new(HandoffTx::new(Arc::clone(&shared)))),
             })
@@ -356,10 +354,7 @@ impl Switch {
         self.ask_for_flow(|reply| Message::Get(which.clone(), reply)).await
     }
 
-    async fn ask_for_flow(
-        &self,
-        message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message,
-    ) -> Option<FlowView> {
+    async fn ask_for_flow(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Option<FlowView> {
         let answers: Vec<_> = self.pollers.iter().map(|poller| poller.ask(&message)).collect();
         let mut total: Option<FlowView> = None;
         for answer in answers {

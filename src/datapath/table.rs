@@ -245,7 +245,8 @@ fn tell_apart(other: &Match, key: &Key, mask: &mut Mask) -> bool {
     if (0..key.words().len()).any(|i| differs(i) & mask.words()[i] != 0) {
         return true;
     }
-    let different = FIELDS.iter().find(|def| (other.key().get(def.field) ^ key.get(def.field)) & other.mask().get(def.field) != 0);
+    let different =
+        FIELDS.iter().find(|def| (other.key().get(def.field) ^ key.get(def.field)) & other.mask().get(def.field) != 0);
     match different {
         Some(def) => {
             mask.add(def.field, other.mask().get(def.field));

@@ -54,6 +54,7 @@ pub struct Generator {
     left: u64,
     rate: Option<Rate>,
     backlog: u64,
+    made: Instant,
     /// When frames were first asked for.
     start: Option<Instant>,
 }
@@ -89,6 +90,7 @@ impl Generator {
             left: if queue < traffic.flows { traffic.count.map_or(u64::MAX, share) } else { 0 },
             rate,
             backlog,
+            made: Instant::now(),
             start: None,
         }
     }
@@ -119,13 +121,13 @@ impl Generator {
         lost
     }
 
-    /// When the next frame falls due; `None` when there is none, or none was ever asked for.
+    /// When the next frame falls due; `None` when there is none.
     pub fn next_due(&self) -> Option<Instant> {
-        match &self.rate {
-            _ if self.left == 0 => None,
-            None => self.start,
-            Some(rate) => rate.next_due(),
+        if self.left == 0 {
+            return None;
         }
+        let Some(start) = self.start else { return Some(self.made) };
+        self.rate.as_ref().map_or(Some(start), Rate::next_due)
     }
 
     fn next(&mut self, pool: &mut Pool) -> Packet {

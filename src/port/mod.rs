@@ -3,7 +3,7 @@
 //! A [`Port`] belongs to the control thread and is only ever opened, described and closed there. Its queues move to
 //! the pollers: each [`RxQueue`] to one, a [`TxQueue`] to each, because any poller may send to any port.
 //!
-//! - [`spec`]: `NAME[,type=KIND][,option=value…]`
+//! - [`spec`]: how ports are written, `NAME[,type=KIND][,option=value…]`
 //! - [`sim`]: in memory, filled by command or by a traffic generator
 //! - [`pcap`]: capture files
 //! - [`tap`]: a TAP interface of our own
@@ -108,12 +108,13 @@ pub trait RxQueue: Send {
     /// What becomes readable when a frame arrives; `None` for queues that only time fills.
     fn readable(&self) -> Option<BorrowedFd<'_>>;
 
-    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned. Time begins with the first [`RxQueue::receive`].
+    /// When the next frame falls due, for queues that time fills. `None`: nothing is planned. Their time begins with the first
+    /// [`RxQueue::receive`], which is due at once.
     fn next_due(&self) -> Option<Instant> {
         None
     }
 
-    /// Frames that the device dropped before we took them, since the queue was opened.
+    /// Frames that the device dropped before we took them, since the queue was opened. May cost a system call: not to be asked per batch.
     fn missed(&mut self) -> u64 {
         0
     }

@@ -10,14 +10,6 @@
 //! Interfaces keep their defaults: frames that a kernel left unfinished come and go whole, described by a [`vnet`] header, and
 //! a VLAN tag that the kernel took off is put back. Each receive queue and each poller's transmit queue is a socket of
 //! its own, so that nothing is shared.
-//!
-//! A frame is received without being copied again, whatever its length turns out to be:
-//!
-//! ```text
-//!                 virtio header   an ordinary buffer      a large buffer, from where the ordinary one's room would end
-//!  recvmmsg ────► [10 bytes]      [headroom|1,984 bytes]  [headroom|   not used   |64 KiB …]
-//!                                  ▲ a short frame lies here whole;  ▲ only a long one reaches here, and its first part is copied in front
-//! ```
 
 use std::cell::Cell;
 use std::io;
@@ -28,7 +20,6 @@ use rustix::io::Errno;
 use rustix::net::netdevice::{index_to_name_inlined, name_to_index};
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socket_with, sockopt};
 
-use super::tap::whole;
 use super::{Kind, OpenError, Port, PortInfo, PortSpec, RxQueue, Sent, TxQueue, vnet};
 use crate::flow::PortNo;
 use crate::packet::{BATCH, Packet, Pool};
@@ -44,6 +35,9 @@ const SEND_BUFFER: usize = 4 << 20;
 
 /// The least memory that a waiting frame takes of the receive buffer, in bytes: a small one's `skb` and data.
 const LEAST_FRAME: usize = 512;
+
+/// How often a batch is looked for, should errors or malformed frames, which no kernel is known to make, keep it from becoming full.
+const ROUNDS: usize = 4;
 
 struct PacketPort {
     info: PortInfo,
@@ -193,16 +187,9 @@ struct PacketRx {
     number: PortNo,
     receiver: Receiver,
     /// Filled by the first look, when there is a pool to take from.
-    slots: Vec<Slot>,
-    headers: Box<[[u8; vnet::LEN]]>,
+    slots: Vec<vnet::Slot>,
     dropped: u64,
     malformed: u64,
-}
-
-/// Where the next frame goes.
-struct Slot {
-    small: Packet,
-    large: Packet,
 }
 
 impl PacketRx {
@@ -213,52 +200,20 @@ impl PacketRx {
             number,
             receiver: Receiver::new(BATCH),
             slots: Vec::with_capacity(BATCH),
-            headers: vec![[0; vnet::LEN]; BATCH].into(),
             dropped: 0,
             malformed: 0,
         }
     }
 
-    /// Takes the frame out of slot `i` and puts an empty buffer in its place.
-    fn take(&mut self, i: usize, received: Received, pool: &mut Pool) -> Result<Packet, vnet::Malformed> {
-        let slot = &mut self.slots[i];
-        let len = received.len.checked_sub(vnet::LEN).ok_or(vnet::Malformed)?;
-        if received.truncated {
-            return Err(vnet::Malformed);
-        }
-        let first = slot.small.capacity();
-        let mut packet = if len <= first {
-            let mut packet = std::mem::replace(&mut slot.small, pool.take());
-            packet.set_len(len);
-            packet
-        } else {
-            let large = std::mem::replace(&mut slot.large, pool.take_jumbo());
-            let small = std::mem::replace(&mut slot.small, pool.take());
-            let (packet, small) = whole(small, large, len);
-            pool.give(small);
-            packet
-        };
-        packet.meta.in_port = self.number;
-        let inserted = match received.vlan {
-            Some(tag) => put_tag_back(&mut packet, tag).map(|()| 4),
-            None => Ok(0),
-        };
-        match inserted.and_then(|inserted| vnet::decode(&self.headers[i], packet.len(), inserted)) {
-            Ok(offload) => {
-                packet.meta.offload = offload;
-                Ok(packet)
-            }
-            Err(malformed) => {
-                pool.give(packet);
-                Err(malformed)
-            }
-        }
-    }
-
     /// What an error of the socket means: `Ok` when it passes.
-    fn judge(&self, error: io::Error) -> io::Result<()> {
+    fn judge(&mut self, error: io::Error) -> io::Result<()> {
         match Errno::from_io_error(&error) {
             Some(Errno::AGAIN | Errno::INTR | Errno::NOBUFS | Errno::NOMEM) => Ok(()),
+            // A frame that this kernel's virtio-net header cannot describe, such as a UDP segment before Linux 6.2; it is lost.
+            Some(Errno::INVAL) => {
+                self.malformed += 1;
+                Ok(())
+            }
             // It went down, which passes, or it is gone, which does not.
             Some(Errno::NETDOWN) if index_to_name_inlined(&self.socket, self.ifindex).is_ok() => Ok(()),
             Some(Errno::NETDOWN | Errno::NODEV | Errno::NXIO) => {
@@ -272,20 +227,36 @@ impl PacketRx {
 impl RxQueue for PacketRx {
     fn receive(&mut self, _now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
         while self.slots.len() < BATCH {
-            self.slots.push(Slot { small: pool.take(), large: pool.take_jumbo() });
+            self.slots.push(vnet::Slot::new(pool));
         }
-        let buffers = self.slots.iter_mut().zip(&mut self.headers).map(|(slot, header)| {
-            let first = slot.small.capacity();
-            [&mut header[..], slot.small.room_mut(), &mut slot.large.room_mut()[first..]]
-        });
-        let n = match self.receiver.receive(&self.socket, buffers) {
-            Ok(n) => n,
-            Err(error) => return self.judge(error),
-        };
-        for i in 0..n {
-            match self.take(i, self.receiver.received(i), pool) {
-                Ok(packet) => into.push(packet),
-                Err(vnet::Malformed) => self.malformed += 1,
+        for _ in 0..ROUNDS {
+            let room = BATCH.saturating_sub(into.len());
+            let buffers = self.slots[..room].iter_mut().map(vnet::Slot::buffers);
+            let n = match self.receiver.receive(&self.socket, buffers) {
+                Ok(n) => n,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => {
+                    self.judge(error)?;
+                    continue;
+                }
+            };
+            for (i, slot) in self.slots[..n].iter_mut().enumerate() {
+                let Received { len, truncated, vlan } = self.receiver.received(i);
+                match slot.take(len, vlan, pool) {
+                    Ok(mut packet) if !truncated => {
+                        packet.meta.in_port = self.number;
+                        into.push(packet);
+                    }
+                    Ok(packet) => {
+                        self.malformed += 1;
+                        pool.give(packet);
+                    }
+                    Err(vnet::Malformed) => self.malformed += 1,
+                }
+            }
+            // Full, or the queue is empty. Otherwise a malformed frame left a gap, and fewer than a batch would say "empty".
+            if n < room || into.len() >= BATCH {
+                break;
             }
         }
         Ok(())
@@ -300,20 +271,6 @@ impl RxQueue for PacketRx {
         self.dropped += packet::drops(&self.socket).unwrap_or(0);
         self.dropped + self.malformed
     }
-}
-
-/// Puts a VLAN tag back between the addresses and the type.
-fn put_tag_back(packet: &mut Packet, (tpid, tci): (u16, u16)) -> Result<(), vnet::Malformed> {
-    const ADDRESSES: usize = 12;
-    const TAG: usize = 4;
-    if packet.len() < ADDRESSES || !packet.prepend(TAG) {
-        return Err(vnet::Malformed);
-    }
-    let frame = packet.bytes_mut();
-    frame.copy_within(TAG..TAG + ADDRESSES, 0);
-    frame[ADDRESSES..ADDRESSES + 2].copy_from_slice(&tpid.to_be_bytes());
-    frame[ADDRESSES + 2..ADDRESSES + TAG].copy_from_slice(&tci.to_be_bytes());
-    Ok(())
 }
 
 struct PacketTx {
@@ -407,15 +364,6 @@ impl TxQueue for PacketTx {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tag_goes_between_addresses_and_type_without_moving_the_rest() {
-        let mut packet = Packet::from_bytes(&(0..60).collect::<Vec<u8>>());
-        put_tag_back(&mut packet, (0x88a8, 0x2064)).unwrap();
-        let expected: Vec<u8> = (0..12).chain([0x88, 0xa8, 0x20, 0x64]).chain(12..60).collect();
-        assert_eq!(packet.bytes(), expected);
-        assert_eq!(put_tag_back(&mut Packet::from_bytes(&[0; 11]), (0x8100, 1)), Err(vnet::Malformed));
-    }
 
     #[test]
     fn a_missing_interface_is_named_before_anything_is_opened() {

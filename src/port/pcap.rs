@@ -50,6 +50,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         number,
         round: 0,
         next: 0,
+        opened: Instant::now(),
         start: None,
         due_ns: 0,
     };
@@ -135,6 +136,7 @@ struct Replay {
     round: u64,
     /// The next frame of this round.
     next: usize,
+    opened: Instant,
     /// When the first frame was asked for.
     start: Option<Instant>,
     /// When the next frame falls due after the start, at recorded pace.
@@ -210,10 +212,11 @@ impl RxQueue for Replay {
         if self.is_over() {
             return None;
         }
+        let Some(start) = self.start else { return Some(self.opened) };
         match &self.pace {
-            Pace::Asap => self.start,
+            Pace::Asap => Some(start),
             Pace::Rate(rate) => rate.next_due(),
-            Pace::Recorded => self.start?.checked_add(Duration::from_nanos(self.due_ns)),
+            Pace::Recorded => start.checked_add(Duration::from_nanos(self.due_ns)),
         }
     }
 }
@@ -279,7 +282,7 @@ mod tests {
         assert_eq!(receive(&mut *rx, now), (0..32).collect::<Vec<u8>>());
         assert_eq!(rx.next_due(), Some(now), "the rest is due already");
         assert_eq!(receive(&mut *rx, now), (32..40).collect::<Vec<u8>>());
-        assert_eq!(receive(&mut *rx, now), []);
+        assert_eq!(receive(&mut *rx, now), [0u8; 0]);
         assert_eq!(rx.next_due(), None);
     }
 
@@ -287,11 +290,12 @@ mod tests {
     fn recorded_pace_gives_each_frame_when_it_came() {
         let (_directory, path) = capture(4);
         let mut rx = port(&format!("rx={path},loop=2")).unwrap().take_rx().remove(0);
+        assert!(rx.next_due().unwrap() <= Instant::now(), "a sleeping poller is to begin");
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         assert_eq!(receive(&mut *rx, start), [0]);
         assert_eq!(rx.next_due(), Some(at(10)));
-        assert_eq!(receive(&mut *rx, at(9)), []);
+        assert_eq!(receive(&mut *rx, at(9)), [0u8; 0]);
         assert_eq!(receive(&mut *rx, at(25)), [1, 2]);
         assert_eq!(receive(&mut *rx, at(50)), [3, 0, 1]);
         assert_eq!(receive(&mut *rx, at(1_000)), [2, 3]);

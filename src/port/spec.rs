@@ -164,13 +164,12 @@ impl PortSpec {
         }
     }
 
-    /// The text of an option.
-    /// Receive queues asked for, whatever the kind calls them; 1 where nothing (or nonsense, refused later) is said.
+    /// Receive queues asked for; 1 where nothing (or nonsense, refused when the port is opened) is said.
     pub fn rx_queues(&self) -> usize {
-        let said = ["n_rxq", "queues"].into_iter().find_map(|option| self.options.get(option));
-        said.and_then(|text| text.parse().ok()).unwrap_or(1)
+        self.text("queues").and_then(|text| text.parse().ok()).unwrap_or(1)
     }
 
+    /// The text of an option.
     pub(super) fn text(&self, option: &str) -> Option<&str> {
         self.options.get(option).map(String::as_str)
     }

@@ -29,6 +29,9 @@ pub const OPTIONS: &[&str] = &["queues", "up"];
 /// Frames that the kernel keeps for a queue: the interface's `txqueuelen` when it is created.
 const RING: u64 = 1_000;
 
+/// How often a batch is looked for, should malformed frames, which no kernel is known to make, keep it from becoming full.
+const ROUNDS: usize = 4;
+
 struct TapPort {
     info: PortInfo,
     queues: Vec<OwnedFd>,
@@ -68,7 +71,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();
     for queue in &queues {
         let queue = queue.try_clone().map_err(|error| spec.failed("duplicating a queue", error))?;
-        rx.push(Box::new(TapRx { queue, number, spares: None, malformed: 0 }));
+        rx.push(Box::new(TapRx { queue, number, slot: None, malformed: 0 }));
     }
     let info = PortInfo {
         name: spec.name.clone(),
@@ -113,51 +116,33 @@ impl Port for TapPort {
 struct TapRx {
     queue: OwnedFd,
     number: PortNo,
-    /// An ordinary buffer and a large one, waiting for the next frame.
-    spares: Option<(Packet, Packet)>,
+    /// Made by the first look, when there is a pool to take from.
+    slot: Option<vnet::Slot>,
     malformed: u64,
 }
 
 impl RxQueue for TapRx {
     fn receive(&mut self, _now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
-        // Bounded by looks, not by frames kept, so that malformed ones cannot hold us here.
-        for _ in 0..BATCH {
-            let (mut small, mut large) = self.spares.take().unwrap_or_else(|| (pool.take(), pool.take_jumbo()));
-            let mut header = [0; vnet::LEN];
-            let first = small.capacity();
-            let mut pieces = [
-                IoSliceMut::new(&mut header),
-                IoSliceMut::new(small.room_mut()),
-                IoSliceMut::new(&mut large.room_mut()[first..]),
-            ];
-            let len = match rustix::io::readv(&self.queue, &mut pieces) {
-                Ok(len) => len.saturating_sub(vnet::LEN),
-                Err(error) => {
-                    self.spares = Some((small, large));
-                    match error {
-                        Errno::AGAIN => return Ok(()),
-                        Errno::INTR => continue,
-                        // The interface was deleted.
-                        Errno::BADFD => return Err(io::Error::new(io::ErrorKind::NotFound, "the interface is gone")),
-                        other => return Err(other.into()),
-                    }
-                }
+        let slot = self.slot.get_or_insert_with(|| vnet::Slot::new(pool));
+        for _ in 0..BATCH * ROUNDS {
+            if into.len() == BATCH {
+                break;
+            }
+            let len = match rustix::io::readv(&self.queue, &mut slot.buffers().map(IoSliceMut::new)) {
+                Ok(len) => len,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => continue,
+                // The interface was deleted.
+                Err(Errno::BADFD) => return Err(io::Error::new(io::ErrorKind::NotFound, "the interface is gone")),
+                Err(other) => return Err(other.into()),
             };
-            let (mut packet, spare) = whole(small, large, len);
-            match vnet::decode(&header, len, 0) {
-                Ok(offload) => {
+            match slot.take(len, None, pool) {
+                Ok(mut packet) => {
                     packet.meta.in_port = self.number;
-                    packet.meta.offload = offload;
                     into.push(packet);
                 }
-                Err(vnet::Malformed) => {
-                    self.malformed += 1;
-                    pool.give(packet);
-                }
+                Err(vnet::Malformed) => self.malformed += 1,
             }
-            // The buffer that stayed empty waits for the next frame, with a new one of the other size.
-            self.spares =
-                Some(if spare.capacity() > first { (pool.take(), spare) } else { (spare, pool.take_jumbo()) });
         }
         Ok(())
     }
@@ -169,19 +154,6 @@ impl RxQueue for TapRx {
     fn missed(&mut self) -> u64 {
         self.malformed
     }
-}
-
-/// The frame of `len` bytes whose first part was received into `small` and whose rest into `large`, behind where the first part would lie
-/// there; and the buffer that is still empty. Only a frame too long for `small` is copied, and only its first part.
-pub(super) fn whole(mut small: Packet, mut large: Packet, len: usize) -> (Packet, Packet) {
-    let first = small.capacity();
-    if len <= first {
-        small.set_len(len);
-        return (small, large);
-    }
-    large.set_len(len);
-    large.bytes_mut()[..first].copy_from_slice(&small.room_mut()[..first]);
-    (large, small)
 }
 
 struct TapTx {

@@ -8,8 +8,16 @@
 //!  0      1         2        4         6           8            10
 //!  flags  gso_type  hdr_len  gso_size  csum_start  csum_offset
 //! ```
+//!
+//! A reader does not know how long the next frame is. It offers an ordinary buffer and, behind it, the tail of a large one; a [`Slot`]
+//! makes a frame of what came, so that an ordinary frame is not copied again, and of a long one only the first part:
+//!
+//! ```text
+//!  virtio header   an ordinary buffer       a large buffer, from where the ordinary one's room would end
+//!  [10 bytes]      [headroom|1,984 bytes]   [headroom|   not used  |64 KiB …]
+//! ```
 
-use crate::packet::{Offload, PartialChecksum, SegmentKind, Segmentation};
+use crate::packet::{Offload, Packet, PartialChecksum, Pool, SegmentKind, Segmentation};
 
 /// Bytes of the header.
 pub const LEN: usize = 10;
@@ -25,6 +33,74 @@ const GSO_ECN: u8 = 0x80;
 /// The header describes nothing that can be done to its frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Malformed;
+
+/// Where the next frame goes, whatever its length turns out to be.
+pub struct Slot {
+    header: [u8; LEN],
+    small: Packet,
+    large: Packet,
+}
+
+impl Slot {
+    pub fn new(pool: &mut Pool) -> Slot {
+        Slot { header: [0; LEN], small: pool.take(), large: pool.take_jumbo() }
+    }
+
+    /// What to receive into: the header, the frame's first part, and its rest.
+    #[inline]
+    pub fn buffers(&mut self) -> [&mut [u8]; 3] {
+        let first = self.small.capacity();
+        [&mut self.header, self.small.room_mut(), &mut self.large.room_mut()[first..]]
+    }
+
+    /// The frame of which `received` bytes came, header included, with what is left to do for it, and with the VLAN tag `(TPID, TCI)` put back
+    /// that the kernel took off. Afterwards the slot is ready for the next one.
+    ///
+    /// # Errors
+    /// As [`decode`] has them, or the frame is shorter than what precedes a tag.
+    #[inline]
+    pub fn take(&mut self, received: usize, tag: Option<(u16, u16)>, pool: &mut Pool) -> Result<Packet, Malformed> {
+        let len = received.checked_sub(LEN).ok_or(Malformed)?;
+        let first = self.small.capacity();
+        let mut packet;
+        if len <= first {
+            packet = std::mem::replace(&mut self.small, pool.take());
+            packet.set_len(len);
+        } else {
+            packet = std::mem::replace(&mut self.large, pool.take_jumbo());
+            packet.set_len(len);
+            packet.bytes_mut()[..first].copy_from_slice(&self.small.room_mut()[..first]);
+        }
+        let described = match tag {
+            Some(tag) => put_tag_back(&mut packet, tag).and_then(|()| decode(&self.header, packet.len(), 4)),
+            None => decode(&self.header, len, 0),
+        };
+        match described {
+            Ok(offload) => {
+                packet.meta.offload = offload;
+                Ok(packet)
+            }
+            Err(malformed) => {
+                pool.give(packet);
+                Err(malformed)
+            }
+        }
+    }
+}
+
+/// Puts a VLAN tag back between the addresses and the type.
+fn put_tag_back(packet: &mut Packet, (tpid, tci): (u16, u16)) -> Result<(), Malformed> {
+    const ADDRESSES: usize = 12;
+    const TAG: usize = 4;
+    if packet.len() < ADDRESSES || !packet.prepend(TAG) {
+        return Err(Malformed);
+    }
+    let frame = packet.bytes_mut();
+    frame.copy_within(TAG..TAG + ADDRESSES, 0);
+    frame[ADDRESSES..ADDRESSES + 2].copy_from_slice(&tpid.to_be_bytes());
+    frame[ADDRESSES + 2..ADDRESSES + TAG].copy_from_slice(&tci.to_be_bytes());
+    Ok(())
+}
 
 /// Reads a header whose frame has `frame_len` bytes, the first `inserted` of which the header does not know of.
 ///
@@ -148,6 +224,32 @@ mod tests {
             expected.extend(field.to_ne_bytes());
         }
         assert_eq!(encode(&offload, &frame)[..], expected);
+    }
+
+    #[test]
+    fn a_frame_is_whole_whatever_buffer_it_ended_in() {
+        let mut pool = Pool::new();
+        let mut slot = Slot::new(&mut pool);
+        let first = pool.take().capacity();
+        for len in [0, 1, first - 1, first, first + 1, crate::packet::MAX_FRAME, 60] {
+            let frame: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
+            let (head, tail) = frame.split_at(len.min(first));
+            let [header, small, large] = slot.buffers();
+            header.fill(0);
+            small[..head.len()].copy_from_slice(head);
+            large[..tail.len()].copy_from_slice(tail);
+            assert_eq!(slot.take(LEN + len, None, &mut pool).unwrap().bytes(), frame);
+        }
+        assert_eq!(slot.take(LEN - 1, None, &mut pool).unwrap_err(), Malformed);
+        assert_eq!(slot.take(LEN + 11, Some((0x8100, 1)), &mut pool).unwrap_err(), Malformed);
+    }
+
+    #[test]
+    fn a_tag_goes_between_addresses_and_type_without_moving_the_rest() {
+        let mut packet = Packet::from_bytes(&(0..60).collect::<Vec<u8>>());
+        put_tag_back(&mut packet, (0x88a8, 0x2064)).unwrap();
+        let expected: Vec<u8> = (0..12).chain([0x88, 0xa8, 0x20, 0x64]).chain(12..60).collect();
+        assert_eq!(packet.bytes(), expected);
     }
 
     #[test]

@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn no_more_messages_go_than_there_is_room_for() {
         let (a, _b) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::NONBLOCK, None).unwrap();
-        let sent = Sender::new(2).send(&a, std::iter::repeat([&b"x"[..], &b"y"[..]]).take(5));
+        let sent = Sender::new(2).send(&a, std::iter::repeat_n([&b"x"[..], &b"y"[..]], 5));
         assert_eq!(sent.unwrap(), 2);
     }
 }

@@ -1,9 +1,8 @@
 //! The only unsafe code: what no well-kept crate gives safely, each thing behind a safe type.
 //!
-//! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
-//!
 //! Every block carries the argument why it is sound. Nothing outside this folder may write `unsafe`.
 //!
+//! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
 //! - [`mmsg`]: many messages in one system call
 //! - [`packet`]: what is peculiar to AF_PACKET sockets
 //! - [`netdev`]: what an interface is and how it is set, asked by name
@@ -13,5 +12,5 @@
 pub mod mmsg;
 pub mod netdev;
 pub mod packet;
-pub mod tap;
 pub mod stack;
+pub mod tap;

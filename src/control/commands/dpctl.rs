@@ -186,8 +186,18 @@ impl fmt::Display for Show {
             if self.statistics {
                 let count = |name| port.counters.get(name).copied().unwrap_or_default();
                 let dropped = count("tx_full") + count("tx_too_long");
-                writeln!(f, "    RX packets:{} errors:? dropped:{} overruns:? frame:?", count("rx_packets"), count("rx_missed"))?;
-                writeln!(f, "    TX packets:{} errors:{} dropped:{dropped} aborted:? carrier:?", count("tx_packets"), count("tx_failed"))?;
+                writeln!(
+                    f,
+                    "    RX packets:{} errors:? dropped:{} overruns:? frame:?",
+                    count("rx_packets"),
+                    count("rx_missed")
+                )?;
+                writeln!(
+                    f,
+                    "    TX packets:{} errors:{} dropped:{dropped} aborted:? carrier:?",
+                    count("tx_packets"),
+                    count("tx_failed")
+                )?;
                 writeln!(f, "    collisions:?")?;
                 writeln!(f, "    RX bytes:{}  TX bytes:{}", count("rx_bytes"), count("tx_bytes"))?;
             }
@@ -405,7 +415,10 @@ fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
             args.next();
             let text = args.next().unwrap_or_default();
             len = text.parse().ok().filter(|len| *len <= crate::packet::MAX_FRAME).ok_or_else(|| {
-                CommandError::new(format!("--len {text:?}: expected a number of bytes up to {}", crate::packet::MAX_FRAME))
+                CommandError::new(format!(
+                    "--len {text:?}: expected a number of bytes up to {}",
+                    crate::packet::MAX_FRAME
+                ))
             })?;
         }
         frames.push(frame(&packet, len, number, &names)?);

@@ -92,10 +92,15 @@ impl fmt::Display for OffloadShow {
         let marks = &snapshot.marks;
         writeln!(f, "  marks in use: {} of {} (quarantined: {})", marks.in_use, marks.capacity, marks.quarantined)?;
         let queue = &snapshot.queue;
-        writeln!(f, "  queue depth: {} of {} (highest: {}, bytes: {})", queue.depth, queue.limit, queue.high_water, snapshot.queue_bytes)?;
+        writeln!(
+            f,
+            "  queue depth: {} of {} (highest: {}, bytes: {})",
+            queue.depth, queue.limit, queue.high_water, snapshot.queue_bytes
+        )?;
         writeln!(f, "  operations:        done   unsupported  no room  device error")?;
         let operations = &snapshot.operations;
-        for (name, outcomes) in [("put", operations.put), ("modify", operations.modify), ("delete", operations.delete)] {
+        for (name, outcomes) in [("put", operations.put), ("modify", operations.modify), ("delete", operations.delete)]
+        {
             let Outcomes { done, unsupported, no_room, device } = outcomes;
             writeln!(f, "    {name:<8} {done:>12}  {unsupported:>12}  {no_room:>7}  {device:>12}")?;
         }
@@ -163,7 +168,8 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
         (flows, flushed)
     };
     let (flows, flushed) = deadline(patience, work).await?;
-    let flushed = flushed.map_err(|_| CommandError::new(format!("{flows} flows deleted; the offload worker is gone")))?;
+    let flushed =
+        flushed.map_err(|_| CommandError::new(format!("{flows} flows deleted; the offload worker is gone")))?;
     if let Some(trouble) = flushed.trouble {
         return Err(CommandError::new(format!("{flows} flows deleted; the device may still have rules: {trouble}")));
     }

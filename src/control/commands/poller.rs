@@ -110,12 +110,38 @@ impl fmt::Display for Perf {
         let idle = self.iterations - self.busy_iterations.min(self.iterations);
         let looped = (self.seconds - self.slept_s).max(0.0);
         writeln!(f, "{}:\n", self.place)?;
-        writeln!(f, "  Iterations:         {:>12}  ({:.2} us/it)", self.iterations, 1e6 * per(looped, self.iterations as f64))?;
+        writeln!(
+            f,
+            "  Iterations:         {:>12}  ({:.2} us/it)",
+            self.iterations,
+            1e6 * per(looped, self.iterations as f64)
+        )?;
         writeln!(f, "  - idle iterations:  {idle:>12}")?;
-        writeln!(f, "  - busy iterations:  {:>12}  ({:5.1} % of the time)", self.busy_iterations, 100.0 * per(self.busy_s, self.seconds))?;
-        writeln!(f, "  - sleep iterations: {:>12}  ({:5.1} % of iterations)", self.sleeps, 100.0 * per(self.sleeps as f64, self.iterations as f64))?;
-        writeln!(f, "  Sleep time (us):    {:>12.0}  ({:.0} us/iteration avg.)", 1e6 * self.slept_s, 1e6 * per(self.slept_s, self.sleeps as f64))?;
-        writeln!(f, "  Rx packets:         {:>12}  ({:.0} Kpps, {:.0} ns/pkt)", self.rx_packets, kpps(self.rx_packets), 1e9 * per(self.busy_s, self.rx_packets as f64))?;
+        writeln!(
+            f,
+            "  - busy iterations:  {:>12}  ({:5.1} % of the time)",
+            self.busy_iterations,
+            100.0 * per(self.busy_s, self.seconds)
+        )?;
+        writeln!(
+            f,
+            "  - sleep iterations: {:>12}  ({:5.1} % of iterations)",
+            self.sleeps,
+            100.0 * per(self.sleeps as f64, self.iterations as f64)
+        )?;
+        writeln!(
+            f,
+            "  Sleep time (us):    {:>12.0}  ({:.0} us/iteration avg.)",
+            1e6 * self.slept_s,
+            1e6 * per(self.slept_s, self.sleeps as f64)
+        )?;
+        writeln!(
+            f,
+            "  Rx packets:         {:>12}  ({:.0} Kpps, {:.0} ns/pkt)",
+            self.rx_packets,
+            kpps(self.rx_packets),
+            1e9 * per(self.busy_s, self.rx_packets as f64)
+        )?;
         writeln!(f, "  Datapath passes:    {:>12}  (1.00 passes/pkt)", self.rx_packets)?;
         writeln!(f, "  - PHWOL hits:       {:>12}  ({:5.1} %)", self.mark_hits, percent(self.mark_hits))?;
         writeln!(f, "  - EMC hits:         {:>12}  ({:5.1} %)", self.emc_hits, percent(self.emc_hits))?;
@@ -140,7 +166,12 @@ impl fmt::Display for Perf {
         writeln!(f, "  - Lost upcalls:     {:>12}  ({:5.1} %)", 0, 0.0)?;
         writeln!(f, "  - Dropped, runt:    {:>12}  ({:5.1} %)", self.runts, percent(self.runts))?;
         writeln!(f, "  Tx packets:         {:>12}  ({:.0} Kpps)", self.tx_packets, kpps(self.tx_packets))?;
-        writeln!(f, "  Tx batches:         {:>12}  ({:.2} pkts/batch)", self.tx_batches, per(self.tx_packets as f64, self.tx_batches as f64))?;
+        writeln!(
+            f,
+            "  Tx batches:         {:>12}  ({:.2} pkts/batch)",
+            self.tx_batches,
+            per(self.tx_packets as f64, self.tx_batches as f64)
+        )?;
         for (name, n) in self.fate.iter().filter(|(name, n)| *name != "sent" && *n > 0) {
             writeln!(f, "  - {name}: {n}")?;
         }
