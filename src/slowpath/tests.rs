@@ -163,7 +163,7 @@ impl Linear<'_> {
     }
 
     fn flood(&mut self) {
-        for port in self.ports.to_vec() {
+        for &port in self.ports {
             if PortNo(port) != self.ingress {
                 self.send(PortNo(port));
             }
@@ -702,6 +702,24 @@ fn timeouts_count_from_the_last_packet_and_from_the_beginning() {
 }
 
 #[test]
+fn one_more_rule_does_not_disturb_the_set_it_came_from() {
+    let now = Instant::now();
+    let spec = |n: u32| {
+        let text = format!("priority={},ip,nw_dst=10.0.{}.{},actions=output:2", n % 9, n >> 8, n & 255);
+        text::parse_rule(&text, &()).unwrap()
+    };
+    let mut draft = super::rules::RuleSet::default().draft();
+    (0..1000).for_each(|n| draft.add(spec(n), now).unwrap());
+    let old = draft.freeze();
+    let mut draft = old.draft();
+    draft.add(spec(1000), now).unwrap();
+    assert_eq!(draft.remove(|r| r.spec.priority == 0), 112);
+    let new = draft.freeze();
+    assert_eq!((old.len(), old.sorted().len()), (1000, 1000));
+    assert_eq!((new.len(), new.sorted().len()), (889, 889));
+}
+
+#[test]
 fn a_loose_delete_takes_the_more_specific_and_a_strict_one_the_very_rule() {
     let rules = [
         "priority=1,ip,cookie=0x11,actions=output:2",
@@ -755,7 +773,11 @@ fn errors_say_where_and_what_would_do() {
         ("ip,tp_dst=80,actions=drop", "tp_dst needs tcp, udp or sctp at column 4"),
         ("tcp,udp,actions=drop", "udp contradicts what the match says of ip_proto before at column 5"),
         ("ip,nw_dst=10.0.0.0/33,actions=drop", "\"33\" is not a number from 0 to 32 at column 20"),
-        ("actions=mod_nw_dst:10.0.0.1", "setting ip_dst needs ip in the match at column 9"),
+        ("actions=mod_nw_dst:10.0.0.1", "setting ip_dst needs ip at column 9"),
+        (
+            "dl_vlan=5,actions=pop_vlan,set_field:6->vlan_vid",
+            "setting vlan_vid needs a VLAN tag: dl_vlan=N, vlan_tci=0x1000/0x1000, or an earlier push_vlan at column 28",
+        ),
         ("actions=goto_table:1,output:2", "nothing can follow goto_table:1 at column 22"),
         ("table=3,actions=goto_table:3", "\"3\" is not a table after the rule's own, 4 to 254 at column 28"),
         ("actions=", "actions= names none; actions=drop drops at column 9"),
