@@ -120,11 +120,8 @@ impl Table {
 
     /// The rule with the same priority and match.
     pub fn same(&self, spec: &RuleSpec) -> Option<&Arc<Rule>> {
-        self.by_mask
-            .get(spec.matching.mask())?
-            .all(spec.matching.key())?
-            .iter()
-            .find(|r| r.spec.priority == spec.priority)
+        let rules = self.by_mask.get(spec.matching.mask())?.all(spec.matching.key())?;
+        position(rules, spec.priority).ok().map(|at| &rules[at])
     }
 
     /// Adds a rule; there must be none with the same priority and match. [`Table::seal`] must follow.
@@ -139,6 +136,16 @@ impl Table {
         self.ranked.clear();
         if let Some(subtable) = self.by_mask.get_mut(rule.spec.matching.mask()) {
             Arc::make_mut(subtable).remove(rule);
+        }
+    }
+
+    /// Removes every rule that `unwanted` says yes to. [`Table::seal`] must follow.
+    pub fn remove_all(&mut self, unwanted: &impl Fn(&Rule) -> bool) {
+        self.ranked.clear();
+        for subtable in self.by_mask.values_mut() {
+            if subtable.rules.iter().flatten().any(|r| unwanted(r)) {
+                Arc::make_mut(subtable).remove_all(unwanted);
+            }
         }
     }
 
@@ -217,7 +224,7 @@ impl Subtable {
         let key = *rule.spec.matching.key();
         match self.rules.find_mut(hash(&hasher, &key, &mask), |rules| rules[0].spec.matching.matches(&key)) {
             Some(rules) => {
-                let at = rules.partition_point(|r| r.rank() > rule.rank());
+                let at = position(rules, rule.spec.priority).unwrap_or_else(|at| at);
                 rules.insert(at, rule);
             }
             None => {
@@ -232,11 +239,21 @@ impl Subtable {
         let key = rule.spec.matching.key();
         let hash = self.hash(key, &self.mask);
         if let Ok(mut entry) = self.rules.find_entry(hash, |rules| rules[0].spec.matching.matches(key)) {
-            entry.get_mut().retain(|r| !Arc::ptr_eq(r, rule));
+            if let Ok(at) = position(entry.get(), rule.spec.priority) {
+                entry.get_mut().remove(at);
+            }
             if entry.get().is_empty() {
                 entry.remove();
             }
         }
+    }
+
+    fn remove_all(&mut self, unwanted: impl Fn(&Rule) -> bool) {
+        self.proof = Proof::Stale;
+        self.rules.retain(|rules| {
+            rules.retain(|rule| !unwanted(rule));
+            !rules.is_empty()
+        });
     }
 
     /// Rebuilds what look-ups need from the rules.
@@ -329,6 +346,11 @@ impl Subtable {
         }
         None
     }
+}
+
+/// Where among rules of the same match, the best first, the one with this priority is (or belongs).
+fn position(rules: &[Arc<Rule>], priority: u16) -> Result<usize, usize> {
+    rules.binary_search_by(|rule| priority.cmp(&rule.spec.priority))
 }
 
 impl Prefixes {

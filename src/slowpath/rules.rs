@@ -190,6 +190,10 @@ impl RuleSet {
     }
 }
 
+/// The set holds [`MAX_RULES`] rules already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Full;
+
 /// A set that is being changed.
 pub struct Draft {
     set: RuleSet,
@@ -198,15 +202,17 @@ pub struct Draft {
 
 impl Draft {
     /// Adds a rule. One of the same table, priority and match is replaced: the new one takes its place in the order of
-    /// age, and nothing of its counters. Gives it back as refused when the set is full.
-    pub fn add(&mut self, spec: RuleSpec, now: Instant) -> Result<(), RuleSpec> {
-        let number = spec.table;
-        if self.set.rules >= MAX_RULES {
-            return Err(spec);
+    /// age, and nothing of its counters.
+    pub fn add(&mut self, spec: RuleSpec, now: Instant) -> Result<(), Full> {
+        let table = self.set.tables.entry(spec.table).or_default();
+        let old = table.same(&spec).cloned();
+        if old.is_none() && self.set.rules >= MAX_RULES {
+            return Err(Full);
         }
+        self.touched.insert(spec.table);
+        let table = Arc::make_mut(table);
         let mut rule = Rule { spec, stats: Arc::new(RuleStats::new(now)), age: self.set.age };
-        let table = Arc::make_mut(self.set.tables.entry(number).or_default());
-        if let Some(old) = table.same(&rule.spec).cloned() {
+        if let Some(old) = old {
             rule.age = old.age;
             table.remove(&old);
             self.set.rules -= 1;
@@ -216,28 +222,25 @@ impl Draft {
         self.set.rules += 1;
         self.set.timed += usize::from(rule.is_timed());
         table.insert(Arc::new(rule));
-        self.touched.insert(number);
         Ok(())
     }
 
     /// Removes every rule that `unwanted` says yes to; how many those were.
     pub fn remove(&mut self, unwanted: impl Fn(&Rule) -> bool) -> usize {
-        let mut removed = 0;
+        let before = self.set.rules;
         for (number, table) in &mut self.set.tables {
-            let gone: Vec<_> = table.rules().filter(|r| unwanted(r)).cloned().collect();
-            if gone.is_empty() {
-                continue;
+            let (gone, timed) = table
+                .rules()
+                .filter(|r| unwanted(r))
+                .fold((0, 0), |(gone, timed), rule| (gone + 1, timed + usize::from(rule.is_timed())));
+            if gone > 0 {
+                Arc::make_mut(table).remove_all(&unwanted);
+                self.set.rules -= gone;
+                self.set.timed -= timed;
+                self.touched.insert(*number);
             }
-            let table = Arc::make_mut(table);
-            for rule in &gone {
-                table.remove(rule);
-                self.set.timed -= usize::from(rule.is_timed());
-            }
-            removed += gone.len();
-            self.touched.insert(*number);
         }
-        self.set.rules -= removed;
-        removed
+        before - self.set.rules
     }
 
     /// Removes every rule whose idle or hard timeout has passed; how many those were.

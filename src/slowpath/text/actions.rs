@@ -207,8 +207,10 @@ impl Reader<'_> {
 
     fn set(&self, name: Piece, value: Piece, settable: &Settable) -> Result<RuleAction, Fail> {
         let (word, _, field, form, requires) = *settable;
-        if !requires.holds(self.matching) && !(requires == Requires::Vlan && self.tagged) {
-            return Err(name.fail(format!("setting {word} needs {} in the match", requires.words())));
+        // The tag that the match names may have been taken off since, or another put on.
+        let holds = if requires == Requires::Vlan { self.tagged } else { requires.holds(self.matching) };
+        if !holds {
+            return Err(name.fail(format!("setting {word} needs {}", requires.words())));
         }
         let (bits, mask) = match word {
             "nw_tos" => (tos(&value)?, 0xfc),
@@ -223,7 +225,7 @@ impl Reader<'_> {
         if requires.holds(self.matching) {
             return Ok(());
         }
-        Err(name.fail(format!("{} needs {} in the match", name.text, requires.words())))
+        Err(name.fail(format!("{} needs {}", name.text, requires.words())))
     }
 }
 
