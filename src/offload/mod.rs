@@ -244,7 +244,11 @@ impl Offload {
     fn stop_until(&mut self, deadline: Instant) -> Stopped {
         let Some(thread) = self.thread.take() else { return Stopped::default() };
         let (reply, receiver) = mpsc::channel();
+        if thread.is_finished() {
+            return Stopped { removed: 0, left: self.report().rules };
+        }
         self.tell(|| Message::Stop { deadline, reply: reply.clone() });
+        drop(reply);
         match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(stopped) => {
                 // It has nothing left to do; a panic on the way out changes nothing.
