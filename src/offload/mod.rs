@@ -252,7 +252,11 @@ impl Offload {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return Stopped::default() };
         let (reply, receiver) = mpsc::channel();
+        if thread.is_finished() {
+            return Stopped { removed: 0, left: self.report().rules };
+        }
         self.tell(|| Message::Stop { deadline, reply: reply.clone() });
+        drop(reply);
         match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(stopped) => {
                 // It has nothing left to do; a panic on the way out changes nothing.

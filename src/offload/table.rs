@@ -179,7 +179,7 @@ impl Installed {
 
     /// Up to `n` rules in the device from place `from` on, and the place to go on from; 0 after the last.
     pub fn slice(&self, from: usize, n: usize) -> (Vec<RuleId>, usize) {
-        let mut ids = Vec::with_capacity(n);
+        let mut ids = Vec::with_capacity(n.min(self.in_device));
         for (index, place) in self.places.iter().enumerate().skip(from) {
             if ids.len() == n {
                 return (ids, index);

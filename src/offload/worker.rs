@@ -188,6 +188,9 @@ impl Worker {
         for message in self.consumer.take_messages() {
             self.obey(message, now);
         }
+        if self.stopped {
+            return self.publish();
+        }
         for _ in 0..BATCH {
             let Some(cell) = self.consumer.next_delete() else { break };
             self.visit(&cell, now);
@@ -639,7 +642,10 @@ impl Worker {
         let (ids, _) = self.rules.slice(0, usize::MAX);
         for id in ids {
             if let Some(rule) = self.rules.get(id) {
-                rule.owners.iter().for_each(|owner| OffloadCell::publish_mark(owner, None));
+                for owner in &rule.owners {
+                    OffloadCell::publish_mark(owner, None);
+                    owner.set_outcome(Standing::Software);
+                }
             }
             self.forgotten(id);
             self.todo.push_back(id);
@@ -790,6 +796,19 @@ impl Worker {
             let row = |a: &Attached| PortRow { number: a.info.number, name: a.info.name.clone() };
             report.ports = self.ports.values().map(row).collect();
         }
+    }
+}
+
+impl Drop for Worker {
+    /// A worker that ends by a panic of its own leaves nobody to watch the device: its marks are ignored from now on.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.device.fence.raise();
+            let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            report.off = Some("the offload worker panicked".to_owned());
+        }
+        // Whoever waits for an answer learns that there will be none.
+        drop(self.consumer.take_messages());
     }
 }
 
