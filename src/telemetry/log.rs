@@ -116,8 +116,7 @@ impl Default for Levels {
 }
 
 impl Levels {
-    /// These levels, changed by `spec`: a module, a destination and a level in any order, apart by colons, commas or spaces. What
-    /// is left out means every module, every destination, and `dbg`.
+    /// These levels, changed by `spec`; see [`set`].
     fn changed(mut self, spec: &str) -> Result<Levels, SpecError> {
         let (mut module, mut destination, mut level) = (None, None, None);
         let words = spec.split([':', ',', ' ']).filter(|word| !word.is_empty());
@@ -131,7 +130,9 @@ impl Levels {
             } else {
                 match lower.as_str() {
                     "any" => module.replace(None).map_or(Ok(()), |_| Err(twice("module")))?,
-                    "console" => destination.replace(Destination::Console).map_or(Ok(()), |_| Err(twice("destination")))?,
+                    "console" => {
+                        destination.replace(Destination::Console).map_or(Ok(()), |_| Err(twice("destination")))?
+                    }
                     "file" => destination.replace(Destination::File).map_or(Ok(()), |_| Err(twice("destination")))?,
                     "syslog" | "facility" | "pattern" => return Err(SpecError::Unsupported(word.to_owned())),
                     _ => return Err(SpecError::Unknown(word.to_owned())),
@@ -160,7 +161,8 @@ impl Levels {
         }
         let filter = builder.build();
         for (module, level) in MODULES.iter().zip(&mut self.console) {
-            let enabled = |level: &log::Level| filter.enabled(&Metadata::builder().target(module).level(*level).build());
+            let enabled =
+                |level: &log::Level| filter.enabled(&Metadata::builder().target(module).level(*level).build());
             let most = log::Level::iter().filter(enabled).max();
             *level = Level::of(most.map_or(LevelFilter::Off, |level| level.to_level_filter()));
         }
@@ -168,7 +170,10 @@ impl Levels {
     }
 
     fn rows(&self) -> impl Iterator<Item = (&'static str, Level, Level)> {
-        MODULES.iter().zip(self.console.iter().zip(&self.file)).map(|(module, (console, file))| (*module, *console, *file))
+        MODULES
+            .iter()
+            .zip(self.console.iter().zip(&self.file))
+            .map(|(module, (console, file))| (*module, *console, *file))
     }
 }
 
@@ -248,7 +253,10 @@ pub fn levels() -> Levels {
     LOGGER.get().map(|logger| logger.now.load().levels.clone()).unwrap_or_default()
 }
 
-/// Changes the levels: all of `specs` one after the other (see [`Levels::changed`]), or none if one of them is wrong.
+/// Changes the levels: all of `specs` one after the other, or none if one of them is wrong.
+///
+/// A spec holds a module, a destination and a level in any order, apart by colons, commas or spaces: `poller:file:dbg`. What is
+/// left out means every module, every destination, and `dbg`.
 pub fn set(specs: &[String]) -> Result<(), SpecError> {
     let levels = specs.iter().try_fold(levels(), |levels, spec| levels.changed(spec))?;
     if let Some(logger) = LOGGER.get() {
@@ -260,7 +268,12 @@ pub fn set(specs: &[String]) -> Result<(), SpecError> {
 }
 
 impl Loggers {
-    fn new(levels: Levels, console_lines: &Arc<AtomicU64>, file: Option<&Arc<File>>, file_lines: &Arc<AtomicU64>) -> Loggers {
+    fn new(
+        levels: Levels,
+        console_lines: &Arc<AtomicU64>,
+        file: Option<&Arc<File>>,
+        file_lines: &Arc<AtomicU64>,
+    ) -> Loggers {
         let console = logger(&levels.console, Target::Stderr, console_lines.clone());
         let file = file.map(|file| logger(&levels.file, Target::Pipe(Box::new(file.clone())), file_lines.clone()));
         Loggers { levels, console, file }
@@ -304,7 +317,13 @@ fn logger(levels: &[Level; MODULES.len()], target: Target, lines: Arc<AtomicU64>
         let time = f.timestamp_millis();
         let thread = thread::current();
         let level = Level::of(record.level().to_level_filter()).name();
-        writeln!(f, "{time}|{number:05}|{}({})|{level}|{}", record.target(), thread.name().unwrap_or("?"), record.args())
+        writeln!(
+            f,
+            "{time}|{number:05}|{}({})|{level}|{}",
+            record.target(),
+            thread.name().unwrap_or("?"),
+            record.args()
+        )
     });
     builder.build()
 }
@@ -385,7 +404,10 @@ mod tests {
             assert_eq!(module(target), wanted, "{target}");
         }
         for (i, a) in MODULES.iter().enumerate() {
-            assert!(!MODULES.iter().enumerate().any(|(j, b)| i != j && b.starts_with(a)), "env_logger matches prefixes");
+            assert!(
+                !MODULES.iter().enumerate().any(|(j, b)| i != j && b.starts_with(a)),
+                "env_logger matches prefixes"
+            );
         }
     }
 
