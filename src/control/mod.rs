@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - [`server`]: owns the socket and the poll; the daemon's main thread drives it, turn by turn
-//! - [`session`]: one connection; a request at a time, replies in order, memory bounded
+//! - `session`: one connection; a request at a time, replies in order, memory bounded
 //! - [`registry`]: what commands there are; the one table behind dispatch, `list-commands` and `help`
 //! - [`answer`]: what a command says, as text and as JSON
 //! - [`commands`]: commands, by what they are about

@@ -162,7 +162,7 @@ impl Registry {
 /// Finds and runs the command that a request names.
 pub(super) struct Dispatch(MetaIoHandler<Arc<Peer>>);
 
-/// What comes of a request: the result, or the error's text.
+/// What comes of a request: the result, or the error's text. Text for people ends its last line: older clients print it as it is.
 pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Value, String>> + Send>>;
 
 impl Dispatch {
@@ -172,16 +172,29 @@ impl Dispatch {
             format!("\"{method}\" is not a valid command (use \"list-commands\" to see a list of valid commands)");
         // The request's own id may be any JSON value, which jsonrpc-core's may not; the session puts it into the reply.
         let call = MethodCall { jsonrpc: None, method, params: Params::Array(params), id: Id::Num(0) };
-        let output = self.0.handle_call(Call::MethodCall(call), peer);
+        let output = self.0.handle_call(Call::MethodCall(call), peer.clone());
         Box::pin(async move {
-            match output.await {
+            let outcome = match output.await {
                 Some(Output::Success(success)) => Ok(success.result),
                 Some(Output::Failure(failure)) if failure.error.code == ErrorCode::MethodNotFound => Err(unknown),
                 Some(Output::Failure(failure)) => Err(failure.error.message),
                 None => Err("the command gave no answer".into()), // only notifications have none, and this is a call
+            };
+            match (peer.format(), outcome) {
+                (Format::Text, Ok(Value::String(text))) => Ok(Value::String(ended(text))),
+                (Format::Text, Err(text)) => Err(ended(text)),
+                (_, outcome) => outcome,
             }
         })
     }
+}
+
+/// The text with its last line ended.
+fn ended(mut text: String) -> String {
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
 }
 
 fn add_method<C: Clone + Send + Sync + 'static>(

@@ -12,9 +12,9 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
@@ -23,7 +23,6 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token};
-use rustix::fs::{Mode, fchmod};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
@@ -38,7 +37,7 @@ pub const TICK: Duration = Duration::from_millis(100);
 const BACKLOG: i32 = 64;
 
 /// Owner and group may connect; the run directory decides who gets that far.
-const SOCKET_MODE: Mode = Mode::from_raw_mode(0o660);
+const SOCKET_MODE: u32 = 0o660;
 
 const LISTENER: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -386,13 +385,13 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
     }
 }
 
-/// A listening socket whose file has the right mode from the moment it exists (unix(7): the file gets the socket's own mode).
+/// A listening socket. Nobody can connect before `listen`, so its file has the right mode from the moment it matters.
 fn listen_on(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    fchmod(&socket, SOCKET_MODE)?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     let file = SocketFile::at(path)?;
+    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
     listen(&socket, BACKLOG)?;
     Ok((UnixListener::from_std(socket.into()), file))
 }

@@ -116,8 +116,7 @@ impl Default for Levels {
 }
 
 impl Levels {
-    /// These levels, changed by `spec`: a module, a destination and a level in any order, apart by colons, commas or spaces. What
-    /// is left out means every module, every destination, and `dbg`.
+    /// These levels, changed by `spec`; see [`set`].
     fn changed(mut self, spec: &str) -> Result<Levels, SpecError> {
         let (mut module, mut destination, mut level) = (None, None, None);
         let words = spec.split([':', ',', ' ']).filter(|word| !word.is_empty());
@@ -254,7 +253,10 @@ pub fn levels() -> Levels {
     LOGGER.get().map(|logger| logger.now.load().levels.clone()).unwrap_or_default()
 }
 
-/// Changes the levels: all of `specs` one after the other (see [`Levels::changed`]), or none if one of them is wrong.
+/// Changes the levels: all of `specs` one after the other, or none if one of them is wrong.
+///
+/// A spec holds a module, a destination and a level in any order, apart by colons, commas or spaces: `poller:file:dbg`. What is
+/// left out means every module, every destination, and `dbg`.
 pub fn set(specs: &[String]) -> Result<(), SpecError> {
     let levels = specs.iter().try_fold(levels(), |levels, spec| levels.changed(spec))?;
     if let Some(logger) = LOGGER.get() {
