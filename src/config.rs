@@ -126,7 +126,7 @@ pub enum Rules {
     Normal,
     File(PathBuf),
     /// Rules of our own, for the demo.
-    Text(&'static str),
+    Text(String),
 }
 
 /// Why a configuration is none.
@@ -179,10 +179,11 @@ impl Config {
         }
         let rules = match args.rules.clone().or(slowpath.rules) {
             Some(file) => Rules::File(file),
-            None if args.demo => Rules::Text(DEMO_RULES),
+            None if args.demo => Rules::Text(demo_rules()),
             None => Rules::Normal,
         };
-        let device = args.offload.clone().or(offload.device).unwrap_or_else(|| DEFAULT_DEVICE.into());
+        let default_device = if args.demo { DEMO_DEVICE } else { DEFAULT_DEVICE };
+        let device = args.offload.clone().or(offload.device).unwrap_or_else(|| default_device.into());
         Ok(Config {
             file: args.config.clone(),
             unixctl: args.unixctl.clone().or(raw.unixctl),
@@ -215,17 +216,29 @@ impl Config {
 /// The device when none is named.
 const DEFAULT_DEVICE: &str = "sim";
 
-/// What the demo forwards by: routes, a changed header, a drop and the learning switch.
-const DEMO_RULES: &str = "\
-table=0,priority=200,udp,tp_dst=53,actions=drop
-table=0,priority=100,in_port=1,ip,nw_dst=10.0.0.0/8,actions=goto_table:1
-table=0,priority=0,actions=normal
-table=1,priority=10,ip,actions=dec_ttl,output:2
-";
+/// The demo's device: a simulated NIC that takes its time to insert a rule.
+const DEMO_DEVICE: &str = "sim,preset=tc";
+
+/// What the demo forwards by: a router's thousand host routes, a dropped service, and the learning switch for the rest.
+fn demo_rules() -> String {
+    let host = |i: u32| {
+        let [_, _, high, low] = i.to_be_bytes();
+        format!(
+            "table=1,priority=10,ip,nw_dst=172.16.{high}.{low},actions=mod_dl_dst:02:00:00:00:{high:02x}:{low:02x},dec_ttl,output:2\n"
+        )
+    };
+    let first = "table=0,priority=200,udp,tp_dst=53,actions=drop\n\
+                 table=0,priority=100,in_port=1,ip,nw_dst=172.16.0.0/12,actions=goto_table:1\n\
+                 table=0,priority=0,actions=normal\n";
+    first.to_owned() + &(0..DEMO_FLOWS).map(host).collect::<String>()
+}
+
+/// Flows of the demo's traffic, each to a host of its own.
+const DEMO_FLOWS: u32 = 1_000;
 
 fn demo_ports() -> Result<Vec<PortSpec>, ConfigError> {
-    let specs = ["in,type=sim,port_no=1,flows=1000,rate=1000000,size=64", "out,type=sim,port_no=2"];
-    Ok(specs.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+    let source = format!("in,type=sim,port_no=1,flows={DEMO_FLOWS},rate=1000000,size=64");
+    Ok([source.as_str(), "out,type=sim,port_no=2"].iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
 fn in_range(

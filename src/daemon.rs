@@ -62,7 +62,9 @@ pub struct Daemon {
 /// # Errors
 /// Something cannot be had: socket, pidfile, device, port, rules. Then nothing is left behind.
 pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
-    logging::init(std::env::var("RUST_LOG").ok().as_deref(), config.log_file.as_deref())?;
+    // The demo's screen is for its lines.
+    let default_filter = config.demo.then(|| "warn".to_owned());
+    logging::init(std::env::var("RUST_LOG").ok().or(default_filter).as_deref(), config.log_file.as_deref())?;
     logging::set(&config.log).context("log")?;
     let (mut endpoint, _pidfile) = open_door(&config)?;
     endpoint.watch_signals().context("cannot catch signals")?;
