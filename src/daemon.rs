@@ -1,7 +1,7 @@
 //! [`Daemon`]: the house with everybody in it, and [`run`], a day in its life.
 //!
 //! ```text
-//!   Config ─► socket and pidfile ─► slow path ─► offload worker ─► pollers ─► ports and rules ─► "ready"
+//!   Config ─► socket and pidfile ─► slow path ─► offload worker ─► pollers ─► ports, rules, packets ─► "ready"
 //!                                                                                     │
 //!             main thread: control socket, signals, reports, timers  ◄────────────────┘
 //!                                                                                     │ SIGTERM, exit, --duration
@@ -127,12 +127,14 @@ impl Daemon {
         Ok(Daemon { switch, slowpath, args, config: Mutex::new(config), stop: AtomicBool::new(false), wake })
     }
 
-    /// Ports, then the rules, which may name them.
+    /// Ports, then the rules, which may name them, and only then packets.
     fn furnish(&self, config: &Config) -> anyhow::Result<()> {
         for spec in &config.ports {
             block_on(self.switch.add_port(spec))?;
         }
-        self.load_rules(&config.rules)
+        self.load_rules(&config.rules)?;
+        self.switch.begin();
+        Ok(())
     }
 
     fn load_rules(&self, rules: &Rules) -> anyhow::Result<()> {

@@ -38,6 +38,8 @@ pub struct Switch {
     front: Option<Arc<dyn Front>>,
     pollers: Vec<PollerHandle>,
     ports: Mutex<BTreeMap<PortNo, OpenPort>>,
+    /// Receive queues that wait for [`Switch::begin`]; `None` afterwards.
+    waiting: Mutex<Option<Vec<(usize, Receiver)>>>,
 }
 
 /// What the control thread keeps of a poller.
@@ -129,7 +131,8 @@ impl Switch {
             })?;
             pollers.push(PollerHandle { inbox, doorbell, counters, thread: Mutex::new(Some(thread)) });
         }
-        Ok(Switch { shared, offload, front, pollers, ports: Mutex::default() })
+        let waiting = Mutex::new(Some(Vec::new()));
+        Ok(Switch { shared, offload, front, pollers, ports: Mutex::default(), waiting })
     }
 
     /// Opens a port and lets packets in and out.
@@ -148,11 +151,30 @@ impl Switch {
             answer.await.map_err(|_| AddPortError::Stopping)?;
         }
         self.publish_ports();
-        for (poller, receiver) in receivers {
-            self.pollers[poller].send(Message::AddRx(Box::new(receiver)));
+        match &mut *self.waiting() {
+            Some(waiting) => waiting.extend(receivers),
+            None => self.receive_from(receivers),
         }
         log::info!(target: "port", "{}: added as port {number} ({:?})", spec.name, spec.kind);
         Ok(number)
+    }
+
+    /// Lets packets in, at the ports there are and at those that come. Until then no packet is received, so that none
+    /// meets a half-made set of rules.
+    pub fn begin(&self) {
+        let waiting = self.waiting().take();
+        self.receive_from(waiting.unwrap_or_default());
+    }
+
+    fn receive_from(&self, receivers: Vec<(usize, Receiver)>) {
+        for (poller, receiver) in receivers {
+            self.pollers[poller].send(Message::AddRx(Box::new(receiver)));
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<(usize, Receiver)>>> {
+        // A list, whole at any moment.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens the device and enters it in the table of ports.
