@@ -145,8 +145,8 @@ impl Offload {
         Offload { shared: StdArc::new(shared), report: StdArc::default(), thread: StdMutex::default() }
     }
 
-    /// The path and its worker, which somebody must run.
-    pub(crate) fn assemble(backend: Box<dyn Backend>, config: &OffloadConfig) -> (Offload, Worker) {
+    /// The path and its worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
+    pub fn assemble(backend: Box<dyn Backend>, config: &OffloadConfig) -> (Offload, Worker) {
         let start = Instant::now();
         let queue = Arc::new(Queue::new(config.queue_limit));
         let report = StdArc::<StdMutex<Report>>::default();
