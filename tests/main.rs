@@ -6,3 +6,10 @@ mod capture;
 mod control;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;
+
+/// What the rules of the replay say, worked out without any of the switch's code.
+mod linear;
+/// Captures replayed through rules: every frame comes out as the rules say, with and without a device.
+mod replay;
+/// A running daemon in a directory of its own, and the client that drives it.
+mod world;
