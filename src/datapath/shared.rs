@@ -63,11 +63,9 @@ impl Shared {
 
     /// Makes room for one more decided flow, if there is any.
     pub fn admit(&self) -> bool {
-        let admitted = self.flows.fetch_add(1, Ordering::Relaxed) < self.flow_limit.load(Ordering::Relaxed);
-        if !admitted {
-            self.forget(1);
-        }
-        admitted
+        let limit = self.flow_limit.load(Ordering::Relaxed);
+        let one_more = |flows| (flows < limit).then_some(flows + 1);
+        self.flows.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
     }
 
     /// Gives back the room of `n` decided flows.
