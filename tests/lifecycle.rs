@@ -1,6 +1,7 @@
 //! A daemon's life: reloads, flushes, and its end by every way there is.
 
-use std::fs;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use rustix::process::Signal;
 
@@ -80,6 +81,23 @@ fn a_reload_changes_what_can_change_and_a_bad_file_nothing() {
         assert_eq!(world.ctl(["dpctl/show"]), before);
         assert_eq!(world.json(["dpctl/show"])["flow_limit"], 7);
     }
+}
+
+#[test]
+fn an_idle_daemon_leaves_the_processor_alone() {
+    let world = Stage::new().start("--port p1,type=sim --port p2,type=sim --offload sim");
+    world.ctl(["netdev-dummy/receive", "p1", "eth(src=02:00:00:00:00:01),eth_type(0x88b5)"]);
+    world.wait_until("the flow is offloaded", || world.offload("/rules") == 1);
+    // The nanoseconds that each thread has run are the first number of its schedstat.
+    let ran = || {
+        let tasks = fs::read_dir(format!("/proc/{}/task", world.pid())).unwrap();
+        let stats = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap());
+        stats.map(|stat| stat.split(' ').next().unwrap().parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let (begun, before) = (Instant::now(), ran());
+    thread::sleep(Duration::from_secs(2));
+    let share = (ran() - before) as f64 / begun.elapsed().as_nanos() as f64;
+    assert!(share < 0.02, "it used {:.1} % of a processor", 100.0 * share);
 }
 
 #[test]

@@ -75,20 +75,21 @@ impl Expected {
     }
 }
 
-/// The first difference, in words.
-fn difference(expected: &Sent, sent: &Sent) -> Option<String> {
+/// How many frames are missing; or the first that is wrong, too many or out of order, in words.
+fn missing(expected: &Sent, sent: &Sent) -> Result<u64, String> {
     let hex = |bytes: &[u8]| bytes.iter().take(80).map(|byte| format!("{byte:02x}")).collect::<String>();
-    let empty = Vec::new();
-    let keys = expected.keys().chain(sent.keys().filter(|key| !expected.contains_key(key)));
-    keys.into_iter().find_map(|key| {
-        let (want, got) = (expected.get(key).unwrap_or(&empty), sent.get(key).unwrap_or(&empty));
-        let at = want.iter().zip(got).position(|(want, got)| want != got).unwrap_or(want.len().min(got.len()));
-        let shown = |frames: &[Vec<u8>]| frames.get(at).map_or("none".into(), |frame| hex(frame));
-        (want != got).then(|| {
-            let counts = format!("port {}, {} frames expected, {} sent", key.0, want.len(), got.len());
-            format!("{counts}; frame {at} of the flow:\n  expected {}\n  sent     {}", shown(want), shown(got))
-        })
-    })
+    let mut missing = expected.values().map(|frames| frames.len() as u64).sum::<u64>();
+    for (key, got) in sent {
+        let mut want = expected.get(key).into_iter().flatten();
+        for frame in got {
+            let next = want.clone().next().map_or("nothing".into(), |frame| hex(frame));
+            if !want.any(|wanted| wanted == frame) {
+                return Err(format!("port {}:\n  expected {next}\n  sent     {}", key.0, hex(frame)));
+            }
+            missing -= 1;
+        }
+    }
+    Ok(missing)
 }
 
 /// Replays captures at the first ports, with a poller for each, and compares with what the rules say.
@@ -110,16 +111,17 @@ fn replay(captures: &[&[Frame]], expected: &Expected, pace: &str, device: &str) 
         world.wait_until("every frame is received", || received() == frames.len() as u64);
     }
     let to_send: u64 = expected.sent.values().map(|frames| frames.len() as u64).sum();
-    let sent = || linear::PORTS.iter().map(|port| world.port_count(&format!("p{port}"), "tx_packets")).sum::<u64>();
-    world.wait_until("every frame is sent", || sent() >= to_send);
-    if let Some(difference) = difference(&expected.sent, &expected.recorded(world.dir())) {
-        panic!("{device}, pace={pace}: {difference}");
-    }
+    let sum = |count| linear::PORTS.iter().map(|port| world.port_count(&format!("p{port}"), count)).sum::<u64>();
+    world.wait_until("every frame is sent, or dropped", || sum("tx_packets") + sum("tx_full") >= to_send);
+    let missing = missing(&expected.sent, &expected.recorded(world.dir()));
+    let missing = missing.unwrap_or_else(|wrong| panic!("{device}, pace={pace}: {wrong}"));
+    // A poller sends by a port of another through a queue, which is full when the machine lets that other one wait for long.
+    assert!(missing == 0 || captures.len() > 1, "{missing} frames are missing");
+    assert_eq!((sum("tx_packets"), sum("tx_full")), (to_send - missing, missing), "what is missing is counted");
     let outcomes = ["mark_hits", "emc_hits", "smc_hits", "megaflow_hits", "upcalls", "runts"];
     let found: u64 = outcomes.iter().map(|count| world.perf(count)).sum();
     let total = captures.iter().map(|frames| frames.len() as u64).sum::<u64>();
     assert_eq!(found, total, "a packet is in exactly one count");
-    assert_eq!((world.perf("tx_packets"), sent()), (to_send, to_send));
     world
 }
 
@@ -146,7 +148,7 @@ fn a_capture_at_a_wires_pace_is_mostly_found_by_mark() {
     let expected = Expected::of(&captures);
     // The second has fewer marks than there are megaflows.
     for device in ["sim,preset=instant", "sim,preset=fw,mark-bits=9"] {
-        let world = replay(&captures, &expected, "6000", device);
+        let world = replay(&captures, &expected, "4000", device);
         let marked = world.perf("mark_hits");
         assert!(marked >= PACKETS as u64 / 2, "{marked} of {PACKETS} found by mark with {device}");
     }
@@ -154,16 +156,16 @@ fn a_capture_at_a_wires_pace_is_mostly_found_by_mark() {
 
 #[test]
 fn two_pollers_send_by_the_same_ports_what_the_rules_say() {
-    let (first, second) = (capture::generate(11, PACKETS / 2), capture::generate(12, PACKETS / 2));
+    let (first, second) = (capture::generate(11, PACKETS), capture::generate(12, PACKETS));
     let captures = [first.as_slice(), second.as_slice()];
     let expected = Expected::of(&captures);
-    let world = replay(&captures, &expected, "3000", "sim,preset=hws");
+    let world = replay(&captures, &expected, "4000", "sim,preset=hws");
     let perf = world.json(["dpif-netdev/pmd-perf-show"]);
     let received: Vec<u64> =
         perf["pollers"].as_array().unwrap().iter().map(|poller| poller["rx_packets"].as_u64().unwrap()).collect();
-    assert_eq!(received, [PACKETS as u64 / 2; 2]);
+    assert_eq!(received, [PACKETS as u64; 2]);
     let marked = world.perf("mark_hits");
-    assert!(marked >= PACKETS as u64 / 2, "{marked} of {PACKETS} found by mark");
+    assert!(marked >= PACKETS as u64 / 2, "{marked} of twice {PACKETS} found by mark");
 }
 
 /// A switch in this process, with a device that the test has in its hands.
@@ -267,7 +269,7 @@ fn a_device_that_swaps_two_marks_is_found_out() {
         assert!(bench.mark_hits() >= rest.len() as u64);
         sent.extend_from_slice(rest);
         let expected = Expected::of(&[&sent]);
-        let difference = difference(&expected.sent, &bench.sent(&expected));
-        assert_eq!(difference.is_some(), wrong, "{difference:?}");
+        let missing = missing(&expected.sent, &bench.sent(&expected));
+        assert_eq!(missing != Ok(0), wrong, "{missing:?}");
     }
 }
