@@ -1,20 +1,19 @@
 //! The integration tests, in one binary: the switch as its users meet it.
 
+/// Open vSwitch's own client, driving the daemon.
+mod appctl;
 /// Frames of every kind the switch must carry, made from a seed.
 mod capture;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
-/// Ports on real interfaces, in network namespaces of their own. Needs root.
-mod ports_netns;
-
-/// Open vSwitch's own client, driving the daemon.
-mod appctl;
 /// Flows and packets by hand: what operators type, word for word.
 mod flows;
 /// Starting, reloading, flushing and ending, and what is left afterwards: nothing.
 mod lifecycle;
 /// What the rules of the replay say, worked out without any of the switch's code.
 mod linear;
+/// Ports on real interfaces, in network namespaces of their own. Needs root.
+mod ports_netns;
 /// Input that must be refused, at the start and later: one line that says what and where, and nothing changed.
 mod refusals;
 /// Captures replayed through rules: every frame comes out as the rules say, with and without a device.
