@@ -241,7 +241,10 @@ fn chosen_format(args: &[String]) -> Result<Format, CommandError> {
             .strip_prefix("--format=")
             .ok_or_else(|| CommandError::new(format!("expected --format text or --format json, not {option:?}")))?,
         _ => {
-            return Err(CommandError::new(format!("expected --format text or --format json, not {:?}", args.join(" "))));
+            return Err(CommandError::new(format!(
+                "expected --format text or --format json, not {:?}",
+                args.join(" ")
+            )));
         }
     };
     match value {
