@@ -782,6 +782,16 @@ fn a_saved_file_loads_as_the_same_rules() {
 }
 
 #[test]
+fn a_loaded_file_replaces_all_rules() {
+    let (slowpath, now) = (Slowpath::default(), Instant::now());
+    slowpath.add_rules(["table=3,ip,actions=drop", "arp,actions=drop"], &(), now).unwrap();
+    slowpath.load("arp,actions=flood\n", &(), now).unwrap();
+    assert_eq!(slowpath.save(), "table=0,priority=32768,arp actions=FLOOD\n");
+    slowpath.load("# nothing\n", &(), now).unwrap();
+    assert_eq!(slowpath.rule_count(), 0);
+}
+
+#[test]
 fn errors_say_where_and_what_would_do() {
     for (rule, wanted) in [
         ("ip", "a rule needs actions=, for instance actions=drop at column 3"),
