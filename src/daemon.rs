@@ -89,7 +89,7 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
 /// Socket and pidfile, before anything else: a second daemon finds out before it touches anything.
 fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
     let run_dir = RunDir::of_user();
-    if config.unixctl.is_none() || config.pidfile.is_none() && config.unixctl.is_none() {
+    if config.unixctl.is_none() {
         run_dir.create()?;
     }
     let pidfile: Option<PathBuf> = match (&config.pidfile, &config.unixctl) {
