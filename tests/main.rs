@@ -4,5 +4,7 @@
 mod capture;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
+/// The manual pages, held against the program.
+mod docs;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;

@@ -42,7 +42,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     },
     Command {
         name: "dpctl/add-flow",
-        usage: "[-m] [DP] FLOW ACTIONS",
+        usage: "[DP] FLOW ACTIONS",
         help: "Adds a flow by hand in every poller. It is never expired or revalidated, and goes before what rules decide.",
         args: 2..=4,
         right: Right::Write,
@@ -179,7 +179,8 @@ impl fmt::Display for Show {
                 write!(f, "ifindex={ifindex}, ")?;
             }
             write!(f, "n_rxq={}, mtu={}", info.rx_queues, port.mtu)?;
-            for (name, value) in &port.details {
+            // Kinds that have the MTU among their details say it for JSON; here it stands already.
+            for (name, value) in port.details.iter().filter(|(name, _)| **name != "mtu") {
                 write!(f, ", {name}={value}")?;
             }
             writeln!(f, ")")?;

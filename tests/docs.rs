@@ -1,0 +1,244 @@
+//! The manual pages say what is true: each table of the program is compared with the place where its page tells of it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use clap::CommandFactory as _;
+use offloadctl::Client;
+use offloadd::config::Args;
+use offloadd::datapath::counters::{Fate, Lookup};
+use offloadd::flow::text::{format_actions, format_match, parse_actions, parse_flow};
+use offloadd::offload::state::Refusal;
+use offloadd::port::Kind;
+use offloadd::slowpath::text::{format_rule, parse_rule};
+use tempfile::TempDir;
+
+/// Longer than anything here takes; reaching it is a failure.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+const PAGES: [&str; 4] = ["offloadd.8", "offloadctl.8", "offloadd.toml.5", "offload-flow.7"];
+
+/// Macros of mdoc(7) that stand in the lines read here, and print nothing of their own.
+const MACROS: [&str; 13] = [".It", "Ic", "Cm", "Ar", "Fl", "Ns", "No", "Oo", "Oc", "Op", "Pq", "Va", "Li"];
+
+fn source() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+}
+
+fn page(name: &str) -> String {
+    fs::read_to_string(source().join("man").join(name)).unwrap()
+}
+
+/// What stands under the heading `macro_and_title` (`.Ss Flows`), up to the next heading of the same or a higher rank.
+fn section<'t>(page: &'t str, heading: &str) -> &'t str {
+    let start = page.find(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no heading {heading:?}")) + 1;
+    let body = &page[start + heading.len()..];
+    let ends = if heading.starts_with(".Ss") { vec!["\n.Ss ", "\n.Sh "] } else { vec!["\n.Sh "] };
+    &body[..ends.iter().filter_map(|end| body.find(end)).min().unwrap_or(body.len())]
+}
+
+/// The tagged paragraphs of a text: the words of the tag, macros left out, and the whole paragraph.
+fn items(text: &str) -> Vec<(Vec<&str>, &str)> {
+    let starts: Vec<usize> = text.match_indices("\n.It ").map(|(at, _)| at + 1).collect();
+    let ends = starts.iter().skip(1).copied().chain([text.len()]);
+    let paragraph = |(start, end): (&usize, usize)| {
+        let paragraph = &text[*start..end];
+        (words(paragraph.lines().next().unwrap_or_default()), paragraph)
+    };
+    starts.iter().zip(ends).map(paragraph).collect()
+}
+
+/// The words of a line of mdoc, or of a usage line, that carry meaning: no macros, no brackets, no dashes.
+fn words(line: &str) -> Vec<&str> {
+    line.split([' ', '\t'])
+        .filter(|token| !MACROS.contains(token))
+        .flat_map(|token| token.split(|c: char| !c.is_ascii_alphanumeric() && !"-_/.".contains(c)))
+        .map(|word| word.trim_matches(['-', '.']))
+        .filter(|word| !word.is_empty())
+        .collect()
+}
+
+/// A daemon of our own, ended when dropped.
+struct Daemon {
+    process: Child,
+    dir: TempDir,
+}
+
+impl Daemon {
+    fn start() -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Command::new(env!("CARGO_BIN_EXE_offloadd"))
+            .arg("--unixctl")
+            .arg(dir.path().join("ctl"))
+            .args(["--offload", "none"])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        Daemon { process, dir }
+    }
+
+    fn ask(&self, command: &str, args: &[&str]) -> serde_json::Value {
+        let end = Instant::now() + PATIENCE;
+        let mut client = loop {
+            match Client::connect(&self.dir.path().join("ctl"), Some(end)) {
+                Ok(client) => break client,
+                Err(error) => assert!(Instant::now() < end, "{error}"),
+            }
+            thread::yield_now();
+        };
+        let mut call = |command: &str, args: &[&str]| {
+            client.call(command, &args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).unwrap()
+        };
+        call("set-options", &["--format", "json"]);
+        call(command, args)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn every_option_of_the_daemon_is_told_of_and_no_other() {
+    let page = page("offloadd.8");
+    let described: BTreeSet<&str> =
+        items(section(&page, ".Sh DESCRIPTION")).into_iter().map(|(words, _)| words[0]).collect();
+    let mut command = Args::command();
+    command.build();
+    let options: BTreeSet<&str> = command.get_arguments().filter_map(|arg| arg.get_long()).collect();
+    assert_eq!(described, options);
+    let synopsis = section(&page, ".Sh SYNOPSIS");
+    for option in options {
+        assert!(synopsis.contains(&format!("-{option}")), "--{option} is not in the synopsis");
+    }
+}
+
+#[test]
+fn every_command_of_a_running_daemon_is_told_of_with_its_arguments_and_no_other() {
+    let page = page("offloadd.8");
+    let described: BTreeSet<Vec<&str>> =
+        items(section(&page, ".Sh COMMANDS")).into_iter().map(|(words, _)| words).collect();
+    let listed = Daemon::start().ask("list-commands", &[]);
+    let commands: BTreeSet<Vec<&str>> = listed
+        .as_object()
+        .unwrap()
+        .iter()
+        .map(|(name, usage)| [vec![name.as_str()], words(usage.as_str().unwrap())].concat())
+        .collect();
+    assert_eq!(described, commands);
+}
+
+#[test]
+fn every_kind_of_port_is_told_of_with_its_options_and_no_other() {
+    let page = page("offloadd.8");
+    for kind in Kind::ALL {
+        let section = section(&page, &format!(".Ss type={kind}"));
+        let described: BTreeSet<&str> = items(section).into_iter().map(|(words, _)| words[0]).collect();
+        assert_eq!(described, kind.options().iter().copied().collect(), "type={kind}");
+        for name in kind.names() {
+            assert!(section.contains(name), "type={kind}: other name {name}");
+        }
+    }
+}
+
+#[test]
+fn every_count_and_refusal_is_told_of() {
+    let page = page("offloadd.8");
+    let named = |heading: &str| -> Vec<String> {
+        items(section(&page, heading)).into_iter().map(|(words, _)| words[0].to_owned()).collect()
+    };
+    let names = |list: Vec<(&'static str, u64)>| list.into_iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+    assert_eq!(named(".Ss Lookups"), names(Lookup::default().list()));
+    assert_eq!(named(".Ss Fate"), names(Fate::default().list()));
+    let refusals: Vec<String> = items(section(&page, ".Ss Megaflows that are not offloaded"))
+        .into_iter()
+        .map(|(words, _)| words.join(" "))
+        .collect();
+    assert_eq!(refusals, Refusal::ALL.map(|refusal| refusal.to_string()));
+}
+
+/// A key of the example configuration.
+#[derive(Debug, PartialEq, Eq)]
+struct Key {
+    name: String,
+    default: Option<String>,
+    live: bool,
+}
+
+/// The keys of `packaging/offloadd.toml`: what stands behind `#: ` is a default, and a comment with `(live)` belongs to the key
+/// that follows.
+fn example_keys() -> Vec<Key> {
+    let text = fs::read_to_string(source().join("packaging/offloadd.toml")).unwrap();
+    let mut keys: Vec<Key> = Vec::new();
+    // Behind the file's own introduction.
+    let mut live = false;
+    for line in text.lines().skip_while(|line| !line.is_empty()) {
+        live = (live && !line.is_empty()) || line.contains("(live)");
+        let Some((name, value)) = line.trim_start_matches(['#', ':', ' ']).split_once(" = ") else { continue };
+        if name.contains(' ') || keys.iter().any(|key| key.name == name) {
+            continue;
+        }
+        let default = line.starts_with("#: ").then(|| value.to_owned());
+        keys.push(Key { name: name.to_owned(), default, live });
+    }
+    keys
+}
+
+#[test]
+fn every_key_of_the_configuration_is_told_of_with_its_default_and_whether_it_is_live() {
+    let page = page("offloadd.toml.5");
+    let described: Vec<Key> = items(section(&page, ".Sh DESCRIPTION"))
+        .into_iter()
+        .map(|(words, paragraph)| {
+            let default = paragraph.lines().find_map(|line| line.strip_prefix("Default: "));
+            let value = |text: &str| text.trim_end_matches('.').trim_end_matches("; live").to_owned();
+            let live = paragraph.lines().any(|line| line == "Live." || default.is_some() && line.ends_with("; live."));
+            Key { name: words[0].to_owned(), default: default.map(value), live }
+        })
+        .collect();
+    assert_eq!(described, example_keys());
+    assert_eq!(described.len(), 15);
+}
+
+#[test]
+fn every_example_of_a_rule_or_flow_is_understood_and_means_what_it_says() {
+    let page = page("offload-flow.7");
+    let mut seen = [0; 3];
+    for line in page.lines().map(|line| line.strip_prefix(".Dl ").unwrap_or(line)) {
+        if let Some(text) = line.strip_prefix("actions: ") {
+            let actions = parse_actions(text, &()).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert!(!actions.is_drop(), "{text}");
+            assert_eq!(parse_actions(&format_actions(&actions, &()), &()), Ok(actions));
+            seen[0] += 1;
+        } else if line.starts_with("table=") {
+            let rule = parse_rule(line, &()).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!(parse_rule(&format_rule(&rule, &()), &()), Ok(rule));
+            seen[1] += 1;
+        } else if line.starts_with("in_port(") {
+            let flow = parse_flow(line, &()).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!(parse_flow(&format_match(&flow.matching, false, &()), &()), Ok(flow));
+            seen[2] += 1;
+        }
+    }
+    assert!(seen.iter().all(|count| *count >= 2), "examples were not found: {seen:?}");
+}
+
+#[test]
+fn the_pages_are_good_mdoc() {
+    for name in PAGES {
+        let path = source().join("man").join(name);
+        match Command::new("mandoc").args(["-Tlint", "-W", "warning"]).arg(&path).output() {
+            Ok(output) => {
+                let said = [output.stdout, output.stderr].concat();
+                assert!(output.status.success() && said.is_empty(), "{}", String::from_utf8_lossy(&said));
+            }
+            Err(error) => println!("skipped: mandoc: {error}"),
+        }
+    }
+}
