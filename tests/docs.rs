@@ -11,6 +11,7 @@ use offloadctl::Client;
 use offloadd::config::Args;
 use offloadd::datapath::counters::{Fate, Lookup};
 use offloadd::flow::text::{format_actions, format_match, parse_actions, parse_flow};
+use offloadd::offload::backend;
 use offloadd::offload::state::Refusal;
 use offloadd::port::Kind;
 use offloadd::slowpath::text::{format_rule, parse_rule};
@@ -141,10 +142,34 @@ fn every_kind_of_port_is_told_of_with_its_options_and_no_other() {
         let section = section(&page, &format!(".Ss type={kind}"));
         let described: BTreeSet<&str> = items(section).into_iter().map(|(words, _)| words[0]).collect();
         assert_eq!(described, kind.options().iter().copied().collect(), "type={kind}");
-        for name in kind.names() {
-            assert!(section.contains(name), "type={kind}: other name {name}");
+        for name in &kind.names()[1..] {
+            assert!(section.lines().any(|line| line == format!(".Cm {name}")), "type={kind}: other name {name}");
         }
     }
+}
+
+#[test]
+fn every_option_of_the_simulated_device_is_told_of_and_no_other() {
+    let page = page("offloadd.8");
+    let refused = |text: &str| match backend::open(&text.parse().unwrap()) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("{text} is no option"),
+    };
+    let wrong_option = refused("sim,colour=red");
+    let (_, options) = wrong_option.split_once("known: ").unwrap();
+    let described = items(section(&page, ".Ss sim"));
+    let is_preset = |words: &[&str]| words.get(1) == Some(&"Ta");
+    let named: Vec<&str> = described.iter().filter(|(words, _)| !is_preset(words)).map(|(words, _)| words[0]).collect();
+    assert_eq!(named.join(", "), options);
+    let presets: Vec<&str> =
+        described.iter().filter(|(words, _)| is_preset(words)).map(|(words, _)| words[0]).collect();
+    assert!(presets.len() >= 5);
+    let wrong_preset = refused("sim,preset=none");
+    for preset in &presets {
+        assert!(wrong_preset.contains(preset), "{preset}");
+    }
+    let (_, known) = wrong_preset.split_once("expected ").unwrap();
+    assert_eq!(known.split([',', ' ']).filter(|word| !word.is_empty() && *word != "or").count(), presets.len());
 }
 
 #[test]
