@@ -15,6 +15,7 @@ use offloadd::offload::backend;
 use offloadd::offload::state::Refusal;
 use offloadd::port::Kind;
 use offloadd::slowpath::text::{format_rule, parse_rule};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Longer than anything here takes; reaching it is a failure.
@@ -69,16 +70,30 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start() -> Daemon {
+    /// With the configuration that `toml` makes of a directory for the daemon's files; the control socket is `ctl` in there.
+    fn start(toml: impl Fn(&str) -> String) -> Daemon {
         let dir = tempfile::tempdir().unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_offloadd"))
-            .arg("--unixctl")
-            .arg(dir.path().join("ctl"))
-            .args(["--offload", "none"])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let file = dir.path().join("offloadd.toml");
+        fs::write(&file, toml(dir.path().to_str().unwrap())).unwrap();
+        let process = offloadd(&["--config", file.to_str().unwrap()]).spawn().unwrap();
         Daemon { process, dir }
+    }
+
+    fn send(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).unwrap();
+    }
+
+    /// Waits until `condition` holds of the log file `log`; what it holds then.
+    fn log_when(&self, condition: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            if condition(&log) {
+                return log;
+            }
+            assert!(Instant::now() < end, "{log}");
+            thread::yield_now();
+        }
     }
 
     fn ask(&self, command: &str, args: &[&str]) -> serde_json::Value {
@@ -96,6 +111,12 @@ impl Daemon {
         call("set-options", &["--format", "json"]);
         call(command, args)
     }
+}
+
+fn offloadd(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offloadd"));
+    command.args(args).env_remove("RUST_LOG").stdout(Stdio::null()).stderr(Stdio::null());
+    command
 }
 
 impl Drop for Daemon {
@@ -125,7 +146,8 @@ fn every_command_of_a_running_daemon_is_told_of_with_its_arguments_and_no_other(
     let page = page("offloadd.8");
     let described: BTreeSet<Vec<&str>> =
         items(section(&page, ".Sh COMMANDS")).into_iter().map(|(words, _)| words).collect();
-    let listed = Daemon::start().ask("list-commands", &[]);
+    let daemon = Daemon::start(|dir| format!("unixctl = '{dir}/ctl'\noffload.device = 'none'\n"));
+    let listed = daemon.ask("list-commands", &[]);
     let commands: BTreeSet<Vec<&str>> = listed
         .as_object()
         .unwrap()
@@ -229,6 +251,58 @@ fn every_key_of_the_configuration_is_told_of_with_its_default_and_whether_it_is_
         .collect();
     assert_eq!(described, example_keys());
     assert_eq!(described.len(), 15);
+}
+
+#[test]
+fn what_sighup_says_needs_a_restart_is_what_the_page_does_not_call_live() {
+    let daemon = Daemon::start(|dir| format!("unixctl = '{dir}/ctl'\nlog-file = '{dir}/log'\n"));
+    daemon.log_when(|log| log.contains("is ready"));
+    let dir = daemon.dir.path().to_str().unwrap();
+    fs::write(format!("{dir}/rules"), "priority=7,arp,actions=flood\n").unwrap();
+    let other = format!(
+        "unixctl = '{dir}/ctl2'\npidfile = '{dir}/pid'\nlog = ['port:dbg']\nlog-file = '{dir}/log2'\n\
+         [datapath]\nports = ['p1,type=sim']\npollers = 2\ncpus = [0]\nbusy-poll = true\nflow-limit = 9\nmax-idle = '1s'\n\
+         [slowpath]\nrules = '{dir}/rules'\nmac-ageing = '1s'\nmac-limit = 9\n\
+         [offload]\ndevice = 'none'\nqueue-limit = 9\n"
+    );
+    let keys = example_keys();
+    assert!(keys.iter().all(|key| other.contains(&format!("{} = ", key.name))), "each key has another value");
+    fs::write(format!("{dir}/offloadd.toml"), other).unwrap();
+    daemon.send(Signal::HUP);
+    let log = daemon.log_when(|log| log.contains("|reloaded"));
+    let said: BTreeSet<&str> = log
+        .lines()
+        .filter_map(|line| line.strip_suffix(" has changed; the change takes effect at the next start"))
+        .map(|line| line.rsplit(['|', '.']).next().unwrap())
+        .collect();
+    let not_live: BTreeSet<&str> = keys.iter().filter(|key| !key.live).map(|key| key.name.as_str()).collect();
+    assert_eq!(said, not_live, "{log}");
+    let rules = daemon.ask("rule/dump", &[]);
+    assert!(rules[0].as_str().unwrap().contains("priority=7,arp") && rules[1].is_null(), "{rules}");
+    assert_eq!(daemon.ask("dpctl/show", &[])["flow_limit"], 9);
+    assert_eq!(daemon.ask("dpctl/show", &[])["ports"][0]["name"], "p1");
+}
+
+#[test]
+fn exit_statuses_are_as_told() {
+    let page = page("offloadd.8");
+    let told: Vec<&str> = items(section(&page, ".Sh EXIT STATUS")).into_iter().map(|(words, _)| words[0]).collect();
+    assert_eq!(told, ["0", "1", "2"]);
+    for stop in [Signal::TERM, Signal::INT] {
+        let mut daemon = Daemon::start(|dir| format!("unixctl = '{dir}/ctl'\nlog-file = '{dir}/log'\n"));
+        daemon.log_when(|log| log.contains("is ready"));
+        daemon.send(stop);
+        assert_eq!(daemon.process.wait().unwrap().code(), Some(0), "{stop:?}");
+        assert!(!daemon.dir.path().join("ctl").exists());
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("ctl");
+    let status = |args: &[&str]| offloadd(args).arg("--unixctl").arg(&socket).status().unwrap().code();
+    assert_eq!(status(&["--duration", "0s"]), Some(0));
+    assert_eq!(status(&["--offload", "asic"]), Some(1));
+    assert_eq!(status(&["--port", "x,type=carrier-pigeon"]), Some(1));
+    assert_eq!(status(&["--rules", "/nonexistent"]), Some(1));
+    assert_eq!(status(&["--faster"]), Some(2));
 }
 
 #[test]
