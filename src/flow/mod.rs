@@ -4,7 +4,7 @@
 //!
 //! - [`field`]: the registry of match fields; read it first
 //! - [`key`]: [`Key`], [`Mask`], [`Match`]
-//! - [`action`]: [`Actions`]
+//! - [`action`]: what is done, [`Actions`]
 //! - [`ufid`]: the name of a megaflow
 //! - [`text`]: the ODP syntax, both ways
 

@@ -436,7 +436,7 @@ fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
 fn frame(text: &str, len: usize, port: PortNo, names: &Names) -> Result<Vec<u8>> {
     let digits: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_hexdigit()) {
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(CommandError::new(format!("{} hex digits make no whole number of bytes", digits.len())));
         }
         let mut bytes: Vec<u8> =

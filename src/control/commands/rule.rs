@@ -51,7 +51,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
         name: "rule/dump",
         usage: "[MATCH]",
-        help: "Lists the rules with their counts, highest priority first; with MATCH those that are as specific or more.",
+        help: "Lists the rules with their counts, table by table, highest priority first; with MATCH those that are as specific or more.",
         args: 0..=1,
         right: Right::Read,
         run: |daemon, args| {
