@@ -59,6 +59,15 @@ struct OpenPort {
     queues: Vec<usize>,
 }
 
+/// A port that pollers do not know yet.
+struct Opened {
+    number: PortNo,
+    /// One a poller.
+    outputs: Vec<Output>,
+    /// Each with its poller.
+    receivers: Vec<(usize, Receiver)>,
+}
+
 /// How many pollers there are and where they run.
 #[derive(Clone, Debug, Default)]
 pub struct PollerConfig {
@@ -140,7 +149,7 @@ impl Switch {
     /// # Errors
     /// Name or number taken, or the device cannot be opened; then nothing has changed.
     pub async fn add_port(&self, spec: &PortSpec) -> Result<PortNo, AddPortError> {
-        let (number, outputs, receivers) = self.open_port(spec)?;
+        let Opened { number, outputs, receivers } = self.open_port(spec)?;
         let opened: Vec<_> = self
             .pollers
             .iter()
@@ -178,7 +187,7 @@ impl Switch {
     }
 
     /// Opens the device and enters it in the table of ports.
-    fn open_port(&self, spec: &PortSpec) -> Result<(PortNo, Vec<Output>, Vec<(usize, Receiver)>), AddPortError> {
+    fn open_port(&self, spec: &PortSpec) -> Result<Opened, AddPortError> {
         let mut ports = self.ports();
         if ports.values().any(|open| open.port.info().name == spec.name) {
             return Err(AddPortError::Name(spec.name.clone()));
@@ -223,7 +232,7 @@ impl Switch {
             })
             .collect();
         ports.insert(number, OpenPort { port, limits, counters, queues: owners });
-        Ok((number, outputs, receivers))
+        Ok(Opened { number, outputs, receivers })
     }
 
     /// Chooses a poller for each of `n` receive queues: whoever has the fewest.

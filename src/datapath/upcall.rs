@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::execute::execute;
+use super::inbox::NewFlow;
 use super::pipeline::Pipeline;
 use super::table::Maker;
 use crate::flow::text::canonical;
@@ -42,7 +43,8 @@ impl Pipeline {
             // Without bits that say nothing, so that flows differ only where packets can.
             let matching = canonical(&Match::new(key, &decision.mask));
             // A flow of this very match would have matched the packet.
-            self.table.insert(now, matching, None, actions.clone(), Maker::Decided(Box::new(decision)), epoch, number);
+            let flow = NewFlow { ufid: None, matching, actions: actions.clone(), number };
+            self.table.insert(now, flow, Maker::Decided { decision: Box::new(decision), epoch });
         } else {
             counters.lookup.upcall_flow_limit.add(1);
         }

@@ -307,7 +307,7 @@ fn parse_actions(text: &str, names: &Names) -> Result<crate::flow::Actions> {
 /// A flow named by its ufid, or by its whole match.
 fn which(text: &str, names: &Names) -> Result<Which> {
     let flow = parse_flow(text, names)?;
-    Ok(flow.ufid.map_or(Which::Match(flow.matching), Which::Ufid))
+    Ok(flow.ufid.map_or_else(|| Which::Match(Box::new(flow.matching)), Which::Ufid))
 }
 
 /// `-s`: the counts that a changed or deleted flow had.
@@ -434,7 +434,7 @@ fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
 fn frame(text: &str, len: usize, port: PortNo, names: &Names) -> Result<Vec<u8>> {
     let digits: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_hexdigit()) {
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(CommandError::new(format!("{} hex digits make no whole number of bytes", digits.len())));
         }
         let mut bytes: Vec<u8> =
