@@ -154,7 +154,9 @@ fn the_nic_stamps_exactly_the_packets_that_the_datapath_says_match() {
                 Some(rule) => assert!(
                     matches[*rule].matches(&keys[i]),
                     "stamped, though {:?} does not match {:?}\nframe {:02x?}",
-                    matches[*rule], keys[i], frames[i]
+                    matches[*rule],
+                    keys[i],
+                    frames[i]
                 ),
                 None => {
                     let missed = matches.iter().find(|m| m.matches(&keys[i]));
