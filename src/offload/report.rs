@@ -35,7 +35,7 @@ pub struct Snapshot {
     pub operations: Operations,
     /// Megaflows that are not in the device though wanted, by reason.
     pub refused: Vec<(Refusal, usize)>,
-    /// Panics of the device's code, and resets that were noticed.
+    /// Times that the device was found to have forgotten every rule by itself.
     pub resets: u64,
     /// From a flow's request to its outcome.
     pub latency: Percentiles,
