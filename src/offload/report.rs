@@ -1,7 +1,7 @@
 //! What the offload path tells of itself: counts by kind and outcome, latencies, and the [`Snapshot`] made of them.
 //!
 //! # Thread-safety
-//! A worker gathers in a [`Tally`] of its own and adds it to the shared [`Report`] once a turn. The mutex around that
+//! A worker gathers in a `Tally` of its own and adds it to the shared `Report` once a turn. The mutex around that
 //! is shared by the worker and the control thread only; no poller ever takes it.
 
 use std::time::Duration;
