@@ -172,7 +172,7 @@ impl Switch {
             Some(waiting) => waiting.extend(receivers),
             None => self.receive_from(receivers),
         }
-        log::info!(target: "port", "{}: added as port {number} ({:?})", spec.name, spec.kind);
+        log::info!(target: "port", "{}: added as port {number} ({})", spec.name, spec.kind);
         Ok(number)
     }
 
