@@ -214,11 +214,11 @@ impl Slowpath {
         now: Instant,
     ) -> Result<usize, RuleError> {
         let specs = texts.into_iter().map(|text| text::parse_rule(text, ports)).collect::<Result<Vec<_>, _>>()?;
-        self.add(RuleSet::draft, specs, now)
+        self.add(None, specs, now)
     }
 
-    /// Replaces all rules by those of a file, one a line, or changes nothing and says which line and why; how many those were.
-    /// `#` begins a comment. Counts and timeouts begin anew.
+    /// Replaces all rules by those of a file, one a line, or changes nothing and says which line is wrong and why; how many those
+    /// were. `#` begins a comment.
     pub fn load(&self, file: &str, ports: &dyn PortNames, now: Instant) -> Result<usize, RuleError> {
         let specs = file
             .lines()
@@ -227,19 +227,14 @@ impl Slowpath {
             .filter(|(_, line)| !line.trim().is_empty())
             .map(|(line, rule)| text::parse_rule(rule, ports).map_err(|error| RuleError::Line { line, error }))
             .collect::<Result<Vec<_>, _>>()?;
-        self.add(|_| RuleSet::default().draft(), specs, now)
+        self.add(Some(RuleSet::default()), specs, now)
     }
 
-    /// Adds rules to the draft that `begin` makes of the rules there are.
-    fn add(
-        &self,
-        begin: impl FnOnce(&RuleSet) -> rules::Draft,
-        specs: Vec<rules::RuleSpec>,
-        now: Instant,
-    ) -> Result<usize, RuleError> {
+    /// Adds to the rules there are, or to `base` in their place.
+    fn add(&self, base: Option<RuleSet>, specs: Vec<rules::RuleSpec>, now: Instant) -> Result<usize, RuleError> {
         let count = specs.len();
         self.change(|world| {
-            let mut draft = begin(&world.rules);
+            let mut draft = base.as_ref().unwrap_or(&world.rules).draft();
             for spec in specs {
                 if draft.add(spec, now).is_err() {
                     return (None, Err(RuleError::Full));
