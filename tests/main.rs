@@ -4,5 +4,9 @@
 mod capture;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
+/// The whole switch between network namespaces, as the manual shows it. Needs root.
+mod namespaces;
+/// Network namespaces that go away with their test.
+mod netns;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;
