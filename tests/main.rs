@@ -10,3 +10,5 @@ mod namespaces;
 mod netns;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;
+/// The simulated NIC against the datapath's own reading of packets.
+mod witness;

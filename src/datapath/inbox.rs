@@ -41,13 +41,14 @@ pub enum Message {
     Stop,
 }
 
-/// A flow to be added by hand.
+/// A flow to be added.
 #[derive(Clone, Debug)]
 pub struct NewFlow {
+    /// `None`: named after its match.
     pub ufid: Option<Ufid>,
     pub matching: Match,
     pub actions: Actions,
-    /// From [`Shared::decision_number`](super::shared::Shared::decision_number): one for all pollers.
+    /// From [`Shared::decision_number`](super::shared::Shared::decision_number); one for all pollers when added by hand.
     pub number: u64,
 }
 
@@ -66,7 +67,7 @@ pub struct Change {
 pub enum Which {
     Ufid(Ufid),
     /// Exactly this match.
-    Match(Match),
+    Match(Box<Match>),
 }
 
 /// Why a flow was not added.
@@ -147,7 +148,7 @@ impl Pipeline {
             Some(index) => drop(self.delete(now, index)),
             None => {}
         }
-        self.table.insert(now, flow.matching, flow.ufid, flow.actions, Maker::Hand, 0, flow.number);
+        self.table.insert(now, flow, Maker::Hand);
         Ok(())
     }
 

@@ -44,7 +44,8 @@ pub struct Pipeline {
     hashes: Box<[u64; BATCH]>,
     found: Box<[u32; BATCH]>,
     groups: Vec<Group>,
-    missed: Vec<(Packet, Key, u64)>,
+    /// Packets for upcalls, with whether a lookup counter has them already.
+    missed: Vec<(Packet, Key, bool)>,
     one: Vec<Packet>,
 }
 
@@ -176,7 +177,7 @@ impl Pipeline {
         let mut groups = 0;
         for (i, packet) in packets.drain(..).enumerate() {
             if missed & (1 << i) != 0 {
-                self.missed.push((packet, self.keys[i], self.hashes[i]));
+                self.missed.push((packet, self.keys[i], false));
                 continue;
             }
             let flow = self.found[i];
@@ -223,14 +224,14 @@ impl Pipeline {
         }
     }
 
-    /// The flow of group `i` is gone: its packets are decided one by one, before those that came without a flow.
+    /// The flow of group `i` is gone: its packets are decided one by one. They stay counted by how they found the flow.
     #[cold]
     fn send_to_upcall(&mut self, i: usize) {
         let group = &mut self.groups[i];
         (group.bytes, group.tcp_flags) = (0, 0);
         for packet in group.packets.drain(..) {
             let key = extract(&packet);
-            self.missed.push((packet, key, self.seeds.key(&key)));
+            self.missed.push((packet, key, true));
         }
     }
 
@@ -241,9 +242,9 @@ impl Pipeline {
         }
         let begun = Instant::now();
         let mut missed = std::mem::take(&mut self.missed);
-        for (packet, key, _) in missed.drain(..) {
+        for (packet, key, counted) in missed.drain(..) {
             self.one.push(packet);
-            self.upcall(now, &key);
+            self.upcall(now, &key, counted);
         }
         self.missed = missed;
         self.counters.doings.upcall_ns.add(begun.elapsed().as_nanos() as u64);

@@ -63,7 +63,8 @@ pub struct Poller {
     sweep: Sweep,
     jobs: VecDeque<Job>,
     batch: Vec<Packet>,
-    stations_epoch: u64,
+    /// Of rules and of stations, when the sweep was last hastened for them.
+    epochs: (u64, u64),
 }
 
 impl Drop for Receiver {
@@ -89,7 +90,7 @@ impl Poller {
             sweep: Sweep::new(now),
             jobs: VecDeque::new(),
             batch: Vec::with_capacity(BATCH),
-            stations_epoch: 0,
+            epochs: (0, 0),
         }
     }
 
@@ -161,9 +162,10 @@ impl Poller {
         {
             self.jobs.push_back(rest);
         }
-        let stations_epoch = self.pipeline.shared.slowpath.stations_epoch();
-        if self.stations_epoch != stations_epoch {
-            self.stations_epoch = stations_epoch;
+        let slowpath = &self.pipeline.shared.slowpath;
+        let epochs = (slowpath.epoch(), slowpath.stations_epoch());
+        if self.epochs != epochs {
+            self.epochs = epochs;
             self.sweep.hasten(now);
         }
         if self.sweep.slice(now, &mut self.pipeline) {

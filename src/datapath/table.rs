@@ -18,6 +18,7 @@ use super::classifier::Classifier;
 use super::emc::Emc;
 use super::flows::{BY_HAND, Flow, FlowRef, Flows};
 use super::hash::Seeds;
+use super::inbox::NewFlow;
 use super::marks::Marks;
 use crate::flow::field::FIELDS;
 use crate::flow::{Actions, Key, Mask, Match, Ufid};
@@ -69,7 +70,11 @@ impl Namer {
 /// Whose a flow is.
 pub enum Maker {
     Hand,
-    Decided(Box<Decision>),
+    /// The slow path; `epoch` is what [`Pipeline::epoch`](super::pipeline::Pipeline::epoch) was when it began to decide.
+    Decided {
+        decision: Box<Decision>,
+        epoch: u64,
+    },
 }
 
 impl FlowTable {
@@ -115,28 +120,20 @@ impl FlowTable {
     }
 
     /// Adds a flow and asks for it to be offloaded. The caller has seen that no flow has this match.
-    pub fn insert(
-        &mut self,
-        now: Instant,
-        matching: Match,
-        ufid: Option<Ufid>,
-        actions: Actions,
-        maker: Maker,
-        epoch: u64,
-        decision_number: u64,
-    ) -> FlowRef {
+    pub fn insert(&mut self, now: Instant, new: NewFlow, maker: Maker) -> FlowRef {
+        let NewFlow { ufid, matching, actions, number } = new;
         let ufid = ufid.unwrap_or_else(|| self.namer.name(&matching));
         let next = self.flows.next_ref();
         let cell = self.agent.as_ref().map(|agent| {
             let slot = FlowSlot { index: next.index, generation: next.generation };
-            agent.adopt(now, slot, ufid, matching, actions.clone(), decision_number)
+            agent.adopt(now, slot, ufid, matching, actions.clone(), number)
         });
         let (hash, epoch, decision) = match maker {
             Maker::Hand => {
                 self.by_hand_epoch += 1;
                 (self.by_hand.insert(&matching, next.index), BY_HAND, None)
             }
-            Maker::Decided(decision) => (self.decided.insert(&matching, next.index), epoch, Some(decision)),
+            Maker::Decided { decision, epoch } => (self.decided.insert(&matching, next.index), epoch, Some(decision)),
         };
         let flow = Flow {
             ufid,
@@ -276,7 +273,7 @@ mod tests {
 
     fn add(table: &mut FlowTable, matching: Match, maker: Maker) -> FlowRef {
         let actions = Actions::new(vec![Action::Output(PortNo(1))]);
-        table.insert(Instant::now(), matching, None, actions, maker, 0, 0)
+        table.insert(Instant::now(), NewFlow { ufid: None, matching, actions, number: 0 }, maker)
     }
 
     #[test]

@@ -173,11 +173,7 @@ impl Port for PacketPort {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         let bypass = if self.qdisc_bypass { "yes" } else { "no" };
-        vec![
-            ("mtu", self.mtu().to_string()),
-            ("rcvbuf", format!("{} KiB", self.rcvbuf >> 10)),
-            ("qdisc-bypass", bypass.to_owned()),
-        ]
+        vec![("rcvbuf", format!("{} KiB", self.rcvbuf >> 10)), ("qdisc-bypass", bypass.to_owned())]
     }
 }
 

@@ -109,7 +109,7 @@ impl Port for TapPort {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         let segments = if self.udp_segments { "tcp, udp" } else { "tcp" };
-        vec![("mtu", self.mtu().to_string()), ("rx_segments", segments.to_owned())]
+        vec![("rx_segments", segments.to_owned())]
     }
 }
 

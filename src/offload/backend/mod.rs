@@ -3,7 +3,7 @@
 //! - [`sim`]: a simulated NIC that truly matches packets
 //!
 //! To add a kind: a file here, an arm in [`open`]. The contract that every backend keeps is written down as tests in
-//! [`contract`], which run over each of them.
+//! `contract`, which run over each of them.
 
 #[cfg(all(test, not(loom)))]
 pub mod contract;
