@@ -14,3 +14,10 @@ mod netns;
 mod ports_netns;
 /// The simulated NIC against the datapath's own reading of packets.
 mod witness;
+
+/// What the rules of the replay say, worked out without any of the switch's code.
+mod linear;
+/// Captures replayed through rules: every frame comes out as the rules say, with and without a device.
+mod replay;
+/// A running daemon in a directory of its own, and the client that drives it.
+mod world;

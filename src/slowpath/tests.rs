@@ -12,6 +12,7 @@ use super::learn::Station;
 use super::rules::{RuleAction, RuleSpec};
 use super::{DropReason, RuleError, Slowpath, decide, text};
 use crate::flow::key::{eth_type, frag, ip_proto};
+use crate::flow::text::canonical;
 use crate::flow::{Action, Field, Key, Mask, Match, PortNo};
 
 /// A packet: its key but for the tags, and its tags, the outermost first, as `(tpid, pcp, vid)`.
@@ -425,6 +426,9 @@ fn check(rules: &[String], keys: &[Key]) -> Result<(), TestCaseError> {
             }
         }
         let megaflow = Match::new(k, &decision.mask);
+        for other in keys {
+            prop_assert_eq!(canonical(&megaflow).matches(other), megaflow.matches(other), "{:?} {:?}", megaflow, other);
+        }
         let again = slowpath.revalidate(&megaflow, now);
         prop_assert_eq!(&again.actions, &decision.actions);
         prop_assert!(
