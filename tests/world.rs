@@ -73,7 +73,7 @@ impl Stage {
     pub fn start(self, args: &str) -> World {
         let log = self.dir.path().join("log");
         let mut command = self.command(args);
-        command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        command.stdout(File::create(self.path("out")).unwrap()).stderr(File::create(&log).unwrap());
         let daemon = command.spawn().unwrap();
         let mut world = World { stage: self, daemon, ended: false };
         let begun = Instant::now();
@@ -101,6 +101,7 @@ impl Stage {
         assert_eq!((code, out.as_str()), (Some(1), ""), "{args}: {err}");
         let said: Vec<&str> = err.lines().filter(|line| !is_log(line)).collect();
         assert_eq!(said.len(), 1, "one line says what is wrong: {err}");
+        assert!(!self.dir().join("ctl").exists() && !self.dir().join("pid").exists(), "something is left behind");
         said[0].replace(self.dir.path().to_str().unwrap(), "DIR")
     }
 }
@@ -153,9 +154,14 @@ impl World {
         self.try_ctl(&words, &[]).unwrap_or_else(|error| panic!("{words:?}: {error}"))
     }
 
-    /// What the server says about a command that it must refuse.
+    /// What the server says about a command that it must refuse; `DIR` stands for the directory.
     pub fn ctl_err<const N: usize>(&self, words: [&str; N]) -> String {
-        match self.try_ctl(&words, &[]) {
+        self.refusal(&words)
+    }
+
+    /// As [`World::ctl_err`], of any number of words.
+    pub fn refusal(&self, words: &[&str]) -> String {
+        match self.try_ctl(words, &[]) {
             Ok(answer) => panic!("{words:?} was accepted: {answer}"),
             Err(error) => error.replace(self.dir().to_str().unwrap(), "DIR"),
         }
@@ -231,11 +237,11 @@ impl World {
         fs::read_to_string(self.dir().join("log")).unwrap()
     }
 
-    /// Waits for the end that somebody else has asked for, and looks that nothing is left; the log.
-    pub fn end(mut self) -> String {
+    /// Waits for the end that somebody else has asked for, and looks that nothing is left; its output and its log.
+    pub fn end(mut self) -> (String, String) {
         let status = self.wait();
         self.assert_clean(status);
-        self.log()
+        (fs::read_to_string(self.dir().join("out")).unwrap(), self.log())
     }
 
     fn wait(&mut self) -> ExitStatus {

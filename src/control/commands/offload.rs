@@ -172,6 +172,9 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
             .ok_or_else(|| CommandError::new(format!("--wait {seconds:?}: expected a number of seconds")))?,
         _ => return Err(CommandError::new("usage: flow-flush [--wait SECS]")),
     };
+    // Deleted flows take their rules along before the device is asked to forget what is left, so all removals are counted.
+    let removed = || daemon.switch.offload.snapshot().operations.delete.done;
+    let before = removed();
     let work = async {
         let flows = daemon.switch.flush(None).await;
         // After the flows: the device is to forget what they left there, too.
@@ -184,7 +187,7 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
     if let Some(trouble) = flushed.trouble {
         return Err(CommandError::new(format!("{flows} flows deleted; the device may still have rules: {trouble}")));
     }
-    let rules = flushed.removed;
+    let rules = removed() - before;
     Ok(Answer::new(
         format!("{flows} datapath flows deleted, {rules} device rules removed"),
         json!({ "flows": flows, "rules": rules }),
