@@ -13,7 +13,10 @@ clean_up() {
         wait "$offloadd" && echo "offloadd: exit code 0" || echo "offloadd: exit code $?"
     fi
     if [ -n "${iperf3:-}" ]; then kill "$iperf3" || true; fi
-    for name in a b; do ip netns del "$name" || true; done
+    for name in a b; do
+        ip link del "veth-$name" || true
+        ip netns del "$name" || true
+    done
 }
 trap clean_up EXIT
 trap 'exit 1' INT TERM

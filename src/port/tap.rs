@@ -136,7 +136,7 @@ impl RxQueue for TapRx {
                 Err(Errno::BADFD) => return Err(io::Error::new(io::ErrorKind::NotFound, "the interface is gone")),
                 Err(other) => return Err(other.into()),
             };
-            match slot.take(len, None, pool) {
+            match slot.take(len, pool) {
                 Ok(mut packet) => {
                     packet.meta.in_port = self.number;
                     into.push(packet);

@@ -46,7 +46,7 @@ fn run() -> anyhow::Result<u64> {
     let (mut sender, mut sent, end) = (Sender::new(BATCH), 0, Instant::now() + seconds);
     while Instant::now() < end {
         // No room just now, or the interface is down: the next call tells.
-        sent += sender.send(&socket, next.by_ref().take(BATCH).map(|frame| [&frame[..], &[]])).unwrap_or(0) as u64;
+        sent += sender.send(&socket, next.by_ref().take(BATCH).map(|frame| &frame[..])).unwrap_or(0) as u64;
     }
     Ok(sent)
 }
