@@ -132,6 +132,7 @@ mod tests {
             let flow = Flow {
                 ufid: Ufid(0),
                 matching: Match::new(&Key::ZERO, &Mask::EMPTY),
+                born: 0,
                 hash: 0,
                 created: std::time::Instant::now(),
                 decision: None,

@@ -49,6 +49,8 @@ pub const NO_GROUP: u16 = u16::MAX;
 pub struct Flow {
     pub ufid: Ufid,
     pub matching: Match,
+    /// How many flows this table had made before it.
+    pub born: u64,
     /// The hash of its masked key in its subtable.
     pub hash: u64,
     pub created: Instant,
@@ -202,6 +204,7 @@ mod tests {
         Flow {
             ufid: Ufid(1),
             matching: Match::new(&Key::ZERO, &Mask::EMPTY),
+            born: 0,
             hash: 0,
             created: Instant::now(),
             decision: None,

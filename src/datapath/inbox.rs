@@ -104,6 +104,8 @@ pub struct Page {
 pub struct Job {
     next: u32,
     end: u32,
+    /// Flows born from here on came after the request.
+    births: u64,
     from_port: Option<PortNo>,
     deleted: usize,
     done: oneshot::Sender<usize>,
@@ -112,7 +114,8 @@ pub struct Job {
 impl Job {
     /// Deletes the flows there are now; with a port, those of packets from it.
     pub fn delete(pipeline: &Pipeline, from_port: Option<PortNo>, done: oneshot::Sender<usize>) -> Job {
-        Job { next: 0, end: pipeline.table.flows.slots(), from_port, deleted: 0, done }
+        let (end, births) = (pipeline.table.flows.slots(), pipeline.table.births());
+        Job { next: 0, end, births, from_port, deleted: 0, done }
     }
 
     /// Goes on by a slice; gives itself back until it is done and has answered.
@@ -120,7 +123,7 @@ impl Job {
         let to = self.end.min(self.next.saturating_add(SLICE));
         for index in self.next..to {
             let Some(flow) = pipeline.table.flows.get(index) else { continue };
-            if self.from_port.is_none_or(|port| is_from(flow, port)) {
+            if flow.born < self.births && self.from_port.is_none_or(|port| is_from(flow, port)) {
                 pipeline.delete(now, index);
                 self.deleted += 1;
             }

@@ -187,7 +187,7 @@ impl Poller {
             }
             Message::RemovePort(port, done) => {
                 self.receivers.retain(|receiver| receiver.port != port);
-                pipeline.outputs.remove(port);
+                pipeline.outputs.remove(port, &mut pipeline.pool, &pipeline.counters.fate);
                 self.jobs.push_back(Job::delete(pipeline, Some(port), done));
             }
             Message::Add(flow, reply) => drop(reply.send(pipeline.add_flow(now, *flow))),

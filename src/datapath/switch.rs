@@ -172,6 +172,7 @@ impl Switch {
             Some(waiting) => waiting.extend(receivers),
             None => self.receive_from(receivers),
         }
+        self.ports().reserved.remove(&number);
         log::info!(target: "port", "{}: added as port {number} ({})", spec.name, spec.kind);
         Ok(number)
     }
@@ -199,8 +200,7 @@ impl Switch {
         let number = self.ports().reserve(spec)?;
         let opened = self.open_device(spec, number);
         let mut ports = self.ports();
-        ports.reserved.remove(&number);
-        let (open, opened) = opened?;
+        let (open, opened) = opened.inspect_err(|_| drop(ports.reserved.remove(&number)))?;
         ports.open.insert(number, open);
         Ok(opened)
     }
@@ -288,6 +288,9 @@ impl Switch {
     pub async fn remove_port(&self, number: PortNo) -> Option<String> {
         let (open, name) = {
             let mut ports = self.ports();
+            if ports.reserved.contains_key(&number) {
+                return None; // still being opened
+            }
             let open = ports.open.remove(&number)?;
             let name = open.port.info().name.clone();
             ports.reserved.insert(number, name.clone());
@@ -308,10 +311,11 @@ impl Switch {
         Some(name)
     }
 
-    /// Tells rules and stations which ports there are.
+    /// Tells rules and stations which ports there are. Under the lock, so that the last to tell is the last to have looked.
     fn publish_ports(&self) {
-        let ports = self.ports().open.iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect();
-        self.shared.slowpath.set_ports(ports);
+        let ports = self.ports();
+        let list = ports.open.iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect();
+        self.shared.slowpath.set_ports(list);
     }
 
     /// Reads what may have changed behind our back: each port's MTU. Call about once a second.
@@ -387,10 +391,19 @@ impl Switch {
         result
     }
 
-    /// Replaces a flow's actions in every poller that has it; answers with what it was, counts summed, or `None`.
+    /// Replaces a flow's actions; answers with what it was, counts summed, or `None` when no poller has it. From then on it
+    /// is a flow added by hand, so pollers that did not have it get it.
     pub async fn modify_flow(&self, which: Which, actions: Actions, clear: bool) -> Option<FlowView> {
-        let change = Change { actions, clear, number: self.shared.decision_number() };
-        self.ask_for_flow(|reply| Message::Modify(which.clone(), change.clone(), reply)).await
+        let number = self.shared.decision_number();
+        let change = Change { actions: actions.clone(), clear, number };
+        let answers = self.ask_each(|reply| Message::Modify(which.clone(), change.clone(), reply)).await;
+        let total = sum(answers.iter().flatten().cloned())?;
+        let flow = NewFlow { ufid: Some(total.ufid), matching: total.matching, actions, number };
+        for (poller, _) in self.pollers.iter().zip(&answers).filter(|(_, answer)| answer.is_none()) {
+            // A poller that has it by now has it from somebody else, whose word is newer.
+            let _ = poller.ask(|reply| Message::Add(Box::new(flow.clone()), reply)).await;
+        }
+        Some(total)
     }
 
     /// Deletes a flow in every poller that has it; answers with what it was, counts summed, or `None`.
@@ -404,23 +417,17 @@ impl Switch {
     }
 
     async fn ask_for_flow(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Option<FlowView> {
+        sum(self.ask_each(message).await.into_iter().flatten())
+    }
+
+    /// Each poller's answer; `None` of one that has stopped.
+    async fn ask_each(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Vec<Option<FlowView>> {
         let answers: Vec<_> = self.pollers.iter().map(|poller| poller.ask(&message)).collect();
-        let mut total: Option<FlowView> = None;
+        let mut views = Vec::with_capacity(answers.len());
         for answer in answers {
-            let Ok(Some(view)) = answer.await else { continue };
-            total = Some(match total {
-                None => view,
-                Some(mut sum) => {
-                    sum.stats.packets += view.stats.packets;
-                    sum.stats.bytes += view.stats.bytes;
-                    sum.stats.used_ns = sum.stats.used_ns.max(view.stats.used_ns);
-                    sum.tcp_flags |= view.tcp_flags;
-                    sum.mark = sum.mark.or(view.mark);
-                    sum
-                }
-            });
+            views.push(answer.await.ok().flatten());
         }
-        total
+        views
     }
 
     /// Deletes all flows of every poller, or those of packets from one port. Answers with how many.
@@ -500,6 +507,18 @@ impl PollerHandle {
         self.send(message(reply));
         answer
     }
+}
+
+/// One flow of several pollers: their counts together.
+fn sum(views: impl Iterator<Item = FlowView>) -> Option<FlowView> {
+    views.reduce(|mut sum, view| {
+        sum.stats.packets += view.stats.packets;
+        sum.stats.bytes += view.stats.bytes;
+        sum.stats.used_ns = sum.stats.used_ns.max(view.stats.used_ns);
+        sum.tcp_flags |= view.tcp_flags;
+        sum.mark = sum.mark.or(view.mark);
+        sum
+    })
 }
 
 /// Names and numbers of ports at one moment.

@@ -40,6 +40,8 @@ pub struct FlowTable {
     by_name: HashMap<Ufid, u32, foldhash::fast::RandomState>,
     /// This poller's end of the offload path; `None` when there is no device.
     agent: Option<Agent>,
+    /// Flows made so far.
+    births: u64,
     /// Rises with each flow added by hand.
     by_hand_epoch: u64,
     namer: Namer,
@@ -87,6 +89,7 @@ impl FlowTable {
             decided: Classifier::new(seeds),
             by_name: HashMap::default(),
             agent,
+            births: 0,
             by_hand_epoch: 0,
             namer,
         }
@@ -101,6 +104,11 @@ impl FlowTable {
     /// The flow with exactly this match.
     pub fn find(&self, matching: &Match) -> Option<u32> {
         self.by_hand.find(matching).or_else(|| self.decided.find(matching))
+    }
+
+    /// Flows made so far: whoever goes through the table can tell those that came later.
+    pub fn births(&self) -> u64 {
+        self.births
     }
 
     /// The flow with this name.
@@ -138,6 +146,7 @@ impl FlowTable {
         let flow = Flow {
             ufid,
             matching,
+            born: self.births,
             hash,
             created: now,
             decision,
@@ -147,7 +156,12 @@ impl FlowTable {
             credited: FlowStats::default(),
             cleared: FlowStats::default(),
         };
-        self.by_name.insert(ufid, next.index);
+        self.births += 1;
+        // A name given by hand stays with the flow that it was given to.
+        let name = self.by_name.entry(ufid).or_insert(next.index);
+        if flow.is_by_hand() {
+            *name = next.index;
+        }
         self.flows.insert(flow, actions, epoch)
     }
 
@@ -157,7 +171,9 @@ impl FlowTable {
         let flow = self.flows.remove(index)?;
         let classifier = if flow.is_by_hand() { &mut self.by_hand } else { &mut self.decided };
         classifier.remove(&flow.matching, flow.hash, index);
-        self.by_name.remove(&flow.ufid);
+        if self.by_name.get(&flow.ufid) == Some(&index) {
+            self.by_name.remove(&flow.ufid);
+        }
         if let Some(mark) = flow.bound {
             self.marks.unbind(mark, reference);
         }

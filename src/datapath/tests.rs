@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::counters::{PollerCounters, PortCounters};
 use super::execute::execute;
 use super::hash::Seeds;
-use super::inbox::{Change, NewFlow, Which};
+use super::inbox::{Change, Job, NewFlow, SLICE, Which};
 use super::output::{Output, Outputs, PortLimits, Tx};
 use super::pipeline::Pipeline;
 use super::shared::Shared;
@@ -356,4 +356,45 @@ fn megaflows_are_as_wide_as_the_rules_allow() {
     let page = bench.pipeline.page(0);
     assert_eq!(page.flows[0].matching.mask().get(Field::Ipv4Dst), 0xffff_ff00);
     assert_eq!(page.flows[0].matching.mask().get(Field::TpDst), 0);
+}
+
+/// A flow by hand that only its number tells from others.
+fn by_hand(tp_dst: u16) -> NewFlow {
+    let text = format!("in_port(1),eth_type(0x0800),ipv4(proto=17,frag=no),udp(dst={tp_dst})");
+    let matching = parse_flow(&text, &()).unwrap().matching;
+    NewFlow { ufid: None, matching, actions: parse_actions("2", &()).unwrap(), number: 0 }
+}
+
+#[test]
+fn a_flush_spares_flows_that_came_after_it() {
+    let mut bench = Bench::new(200_000);
+    for tp_dst in 0..SLICE as u16 + 10 {
+        bench.pipeline.add_flow(bench.start, by_hand(tp_dst)).unwrap();
+    }
+    let (done, mut answer) = futures_channel::oneshot::channel();
+    let job = Job::delete(&bench.pipeline, None, done).slice(bench.start, &mut bench.pipeline).unwrap();
+    // Takes a number that the job has freed, and one that it has still to look at.
+    for tp_dst in 1_000..1_200 {
+        bench.pipeline.add_flow(bench.start, by_hand(tp_dst)).unwrap();
+    }
+    assert!(job.slice(bench.start, &mut bench.pipeline).is_none());
+    assert_eq!(answer.try_recv(), Ok(Some(SLICE as usize + 10)));
+    assert_eq!(bench.pipeline.table.by_hand.len(), 200);
+}
+
+#[test]
+fn a_name_given_by_hand_stays_with_its_flow() {
+    let mut bench = Bench::new(200_000);
+    bench.rules(&["in_port=3,actions=output:2", "in_port=2,actions=output:3"]);
+    let frame = udp(1, 1, 80, 3);
+    bench.process(bench.start, std::slice::from_ref(&frame));
+    let decided = bench.pipeline.page(0).flows[0].ufid;
+    bench.pipeline.delete_flow(bench.start, &Which::Ufid(decided)).unwrap();
+    bench.pipeline.add_flow(bench.start, NewFlow { ufid: Some(decided), ..by_hand(80) }).unwrap();
+    // The megaflow comes again, and goes again.
+    bench.process(bench.start, std::slice::from_ref(&frame));
+    bench.sweep(bench.start + Duration::from_secs(11));
+    assert_eq!(bench.pipeline.table.decided.len(), 0);
+    let found = bench.pipeline.get_flow(&Which::Ufid(decided)).unwrap();
+    assert_eq!(found.matching, by_hand(80).matching);
 }
