@@ -25,7 +25,7 @@ use super::output::Outputs;
 use super::shared::Shared;
 use super::table::FlowTable;
 use crate::flow::{Field, Key};
-use crate::packet::extract::extract;
+use crate::packet::extract::{extract, extract_into};
 use crate::packet::{BATCH, Packet, Pool};
 
 /// A frame shorter than this is no Ethernet frame.
@@ -135,7 +135,7 @@ impl Pipeline {
             return 0;
         }
         for i in bits(unmarked) {
-            self.keys[i] = extract(&packets[i]);
+            extract_into(&packets[i], &mut self.keys[i]);
             self.hashes[i] = self.seeds.key(&self.keys[i]);
         }
         let mut wanted = unmarked;
@@ -174,27 +174,38 @@ impl Pipeline {
     #[inline]
     fn group(&mut self, packets: &mut Vec<Packet>, keyed: u32, missed: u32) -> usize {
         let mut groups = 0;
-        for (i, packet) in packets.drain(..).enumerate() {
+        for (i, packet) in packets.iter().enumerate() {
             if missed & (1 << i) != 0 {
-                self.missed.push((packet, self.keys[i], self.hashes[i]));
                 continue;
             }
-            let flow = self.found[i];
-            let hot = self.table.flows.hot_mut(flow);
+            let hot = self.table.flows.hot_mut(self.found[i]);
             if hot.group == NO_GROUP {
                 hot.group = groups as u16;
                 if groups == self.groups.len() {
                     self.groups.push(Group { packets: Vec::with_capacity(BATCH), ..Group::default() });
                 }
-                self.groups[groups].flow = flow;
+                self.groups[groups].flow = self.found[i];
                 groups += 1;
             }
+            // From here on, which group: the flow is not asked again.
+            self.found[i] = hot.group.into();
             let group = &mut self.groups[hot.group as usize];
             group.bytes += packet.len() as u64;
             if keyed & (1 << i) != 0 {
                 group.tcp_flags |= self.keys[i].get(Field::TcpFlags) as u16;
             }
-            group.packets.push(packet);
+        }
+        if groups == 1 && missed == 0 {
+            // A train of one flow: the list is moved, not the packets.
+            std::mem::swap(packets, &mut self.groups[0].packets);
+            return 1;
+        }
+        for (i, packet) in packets.drain(..).enumerate() {
+            if missed & (1 << i) != 0 {
+                self.missed.push((packet, self.keys[i], self.hashes[i]));
+            } else {
+                self.groups[self.found[i] as usize].packets.push(packet);
+            }
         }
         groups
     }
@@ -208,8 +219,9 @@ impl Pipeline {
         let epoch = self.epoch();
         for i in 0..groups {
             let flow = self.groups[i].flow;
-            self.table.flows.hot_mut(flow).group = NO_GROUP;
-            if self.table.flows.hot(flow).epoch < epoch && !self.revalidate(now, flow) {
+            let hot = self.table.flows.hot_mut(flow);
+            hot.group = NO_GROUP;
+            if hot.epoch < epoch && !self.revalidate(now, flow) {
                 self.send_to_upcall(i);
                 continue;
             }
@@ -219,7 +231,8 @@ impl Pipeline {
             hot.bytes += std::mem::take(&mut group.bytes);
             hot.tcp_flags |= std::mem::take(&mut group.tcp_flags);
             hot.used_ns = nanos;
-            execute(&hot.actions, &mut group.packets, &mut self.outputs, &mut self.pool, &self.counters.fate);
+            let (outputs, pool) = (&mut self.outputs, &mut self.pool);
+            execute(hot.way(), hot.actions(), &mut group.packets, outputs, pool, &self.counters.fate);
         }
     }
 

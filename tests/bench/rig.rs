@@ -127,6 +127,8 @@ impl Rig {
     }
 
     fn install(&mut self, matching: &Match, actions: &Actions) {
+        // A list of its own, as a decision makes it.
+        let actions = &Actions::new(actions.to_vec());
         let decision = Decision {
             mask: *matching.mask(),
             actions: actions.clone(),
