@@ -150,7 +150,9 @@ impl Rig {
 
     /// Lets the exact-match cache rest, as it does when hardly anything hits, so that the classifier is asked.
     pub fn pass_by_emc(&mut self) {
-        while self.pipeline.table.emc.is_worthwhile(8_192) {}
+        while self.pipeline.table.emc.is_worthwhile(8_192) {
+            self.pipeline.table.emc.passed(1, 1);
+        }
     }
 
     /// Makes the next packets, in buffers of the pool.
