@@ -214,7 +214,7 @@ impl Pipeline {
         Some(FlowView {
             ufid: flow.ufid,
             matching: flow.matching,
-            actions: hot.actions.clone(),
+            actions: hot.actions().clone(),
             stats: self.table.flows.stats(index),
             tcp_flags: hot.tcp_flags,
             by_hand: flow.is_by_hand(),

@@ -82,8 +82,11 @@ impl Outputs {
             Some(Some(output)) => {
                 if output.gathered.is_empty() {
                     self.pending.push(port);
+                    // Packets are not moved one by one when the list can be: it is empty, and so is what the caller gets.
+                    std::mem::swap(&mut output.gathered, packets);
+                } else {
+                    output.gathered.append(packets);
                 }
-                output.gathered.append(packets);
             }
             _ => {
                 fate.dropped_no_port.add(packets.len() as u64);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::counters::{PollerCounters, PortCounters};
-use super::execute::execute;
+use super::execute::{Way, execute};
 use super::hash::Seeds;
 use super::inbox::{Change, Job, NewFlow, SLICE, Which};
 use super::output::{Output, Outputs, PortLimits, Tx};
@@ -174,7 +174,7 @@ fn plainly(
     };
     let (wire, mut pool, counters) = (Wire::default(), Pool::new(), PollerCounters::default());
     let mut outputs = outputs(&wire);
-    execute(&actions, &mut vec![packet], &mut outputs, &mut pool, &counters.fate);
+    execute(Way::of(&actions), &actions, &mut vec![packet], &mut outputs, &mut pool, &counters.fate);
     outputs.flush(now, &mut pool, &counters.fate);
     let mut sent = std::mem::take(&mut *wire.lock().unwrap());
     sent.sort();

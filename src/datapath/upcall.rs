@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::execute::execute;
+use super::execute::{Way, execute};
 use super::inbox::NewFlow;
 use super::pipeline::Pipeline;
 use super::table::Maker;
@@ -27,7 +27,7 @@ impl Pipeline {
             hot.packets += 1;
             hot.bytes += bytes;
             hot.used_ns = nanos;
-            let actions = hot.actions.clone();
+            let actions = hot.actions().clone();
             return self.execute_one(&actions);
         }
         let number = self.shared.decision_number();
@@ -72,7 +72,7 @@ impl Pipeline {
             return false;
         }
         self.credit(now, index);
-        let changed = self.table.flows.hot(index).actions != decision.actions;
+        let changed = *self.table.flows.hot(index).actions() != decision.actions;
         if changed {
             counters.doings.modified.add(1);
             self.table.modify(now, index, decision.actions.clone(), number);
@@ -87,7 +87,7 @@ impl Pipeline {
 
     fn execute_one(&mut self, actions: &crate::flow::Actions) {
         let mut one = std::mem::take(self.one());
-        execute(actions, &mut one, &mut self.outputs, &mut self.pool, &self.counters.fate);
+        execute(Way::of(actions), actions, &mut one, &mut self.outputs, &mut self.pool, &self.counters.fate);
         *self.one() = one;
     }
 }

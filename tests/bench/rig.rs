@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use offloadd::datapath::counters::{PollerCounters, PortCounters};
 use offloadd::datapath::flows::FlowRef;
 use offloadd::datapath::hash::Seeds;
+use offloadd::datapath::inbox::NewFlow;
 use offloadd::datapath::output::{Output, PortLimits, Tx};
 use offloadd::datapath::pipeline::Pipeline;
 use offloadd::datapath::shared::Shared;
@@ -127,6 +128,8 @@ impl Rig {
     }
 
     fn install(&mut self, matching: &Match, actions: &Actions) {
+        // A list of its own, as a decision makes it.
+        let actions = &Actions::new(actions.to_vec());
         let decision = Decision {
             mask: *matching.mask(),
             actions: actions.clone(),
@@ -137,8 +140,9 @@ impl Rig {
             epoch: self.pipeline.shared.slowpath.epoch(),
         };
         let (epoch, number) = (self.pipeline.epoch(), self.pipeline.shared.decision_number());
-        let maker = Maker::Decided(Box::new(decision));
-        self.pipeline.table.insert(self.now, *matching, None, actions.clone(), maker, epoch, number);
+        let maker = Maker::Decided { decision: Box::new(decision), epoch };
+        let flow = NewFlow { ufid: None, matching: *matching, actions: actions.clone(), number };
+        self.pipeline.table.insert(self.now, flow, maker);
     }
 
     /// Makes the traffic `flows` flows in turn.
@@ -148,7 +152,9 @@ impl Rig {
 
     /// Lets the exact-match cache rest, as it does when hardly anything hits, so that the classifier is asked.
     pub fn pass_by_emc(&mut self) {
-        while self.pipeline.table.emc.is_worthwhile(8_192) {}
+        while self.pipeline.table.emc.is_worthwhile(8_192) {
+            self.pipeline.table.emc.passed(1, 1);
+        }
     }
 
     /// Makes the next packets, in buffers of the pool.
