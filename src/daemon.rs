@@ -54,6 +54,8 @@ pub struct Daemon {
     pub slowpath: Arc<Slowpath>,
     args: Args,
     config: Mutex<Config>,
+    /// Of the pollers that run, whatever the configuration says by now.
+    cpus: Vec<usize>,
     /// Held while the configuration is read again: one reload at a time.
     reloading: Mutex<()>,
     stop: AtomicBool,
@@ -92,7 +94,7 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
 /// Socket and pidfile, before anything else: a second daemon finds out before it touches anything.
 fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
     let run_dir = RunDir::of_user();
-    if config.unixctl.is_none() || config.pidfile.is_none() && config.unixctl.is_none() {
+    if config.unixctl.is_none() {
         run_dir.create()?;
     }
     let pidfile: Option<PathBuf> = match (&config.pidfile, &config.unixctl) {
@@ -125,13 +127,15 @@ impl Daemon {
         };
         let shared =
             Shared::new(Arc::clone(&slowpath), offload.started(), config.flow_limit, config.max_idle, config.busy_poll);
-        let pollers = PollerConfig { count: poller_count(&config), cpus: config.cpus.clone() };
+        let cpus = config.cpus.clone();
+        let pollers = PollerConfig { count: poller_count(&config), cpus: cpus.clone() };
         let switch = Switch::start(Arc::new(shared), offload, front, &pollers, reports).context("pollers")?;
         Ok(Daemon {
             switch,
             slowpath,
             args,
             config: Mutex::new(config),
+            cpus,
             reloading: Mutex::default(),
             stop: AtomicBool::new(false),
             wake,
@@ -166,7 +170,8 @@ impl Daemon {
             (config.duration, config.demo)
         };
         let start = Instant::now();
-        let end = duration.map(|duration| start + duration);
+        // The end of a time longer than the clock can tell does not come.
+        let end = duration.and_then(|duration| start.checked_add(duration));
         let mut demo = demo.then(|| Demo::begin(start, self));
         let mut tick = start + TICK;
         loop {
@@ -229,8 +234,9 @@ impl Daemon {
         for number in gone.filter_map(|spec| self.switch.port_number(&spec.name)).collect::<Vec<_>>() {
             self.remove_port(number);
         }
-        let added: Vec<&PortSpec> = config.ports.iter().filter(|spec| !current.ports.contains(spec)).collect();
-        for spec in added {
+        // Also those that could not be opened the last time, or broke since.
+        let is_there = |spec: &&PortSpec| self.switch.port_number(&spec.name).is_some() && current.ports.contains(spec);
+        for spec in config.ports.iter().filter(|spec| !is_there(spec)) {
             if let Err(error) = self.add_port(spec) {
                 log::error!(target: "daemon", "reload: {error}");
             }
@@ -265,7 +271,7 @@ impl Daemon {
 
     /// A poller's processor if it has one of its own, else its number.
     fn place(&self, poller: usize, pinned: &str) -> String {
-        match self.config().cpus.get(poller) {
+        match self.cpus.get(poller) {
             Some(cpu) => format!("{pinned}{cpu}"),
             None => format!("poller: {poller}"),
         }

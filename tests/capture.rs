@@ -504,7 +504,7 @@ fn finish_ipv4(mut header: Ipv4Header, payload: &[u8]) -> Vec<u8> {
 }
 
 /// SCTP's checksum (RFC 9260 appendix A), bit by bit.
-fn crc32c(bytes: &[u8]) -> u32 {
+pub fn crc32c(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 })
     })

@@ -4,6 +4,8 @@
 mod capture;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
+/// The manual pages, held against the program.
+mod docs;
 /// The whole switch between network namespaces, as the manual shows it. Needs root.
 mod namespaces;
 /// Network namespaces that go away with their test.
@@ -12,3 +14,20 @@ mod netns;
 mod ports_netns;
 /// The simulated NIC against the datapath's own reading of packets.
 mod witness;
+
+/// Open vSwitch's own client, driving the daemon.
+mod appctl;
+/// Flows and packets by hand: what operators type, word for word.
+mod flows;
+/// Starting, reloading, flushing and ending, and what is left afterwards: nothing.
+mod lifecycle;
+/// What the rules of the replay say, worked out without any of the switch's code.
+mod linear;
+/// Input that must be refused, at the start and later: one line that says what and where, and nothing changed.
+mod refusals;
+/// Captures replayed through rules: every frame comes out as the rules say, with and without a device.
+mod replay;
+/// Megaflows and the device follow what changes: rules, ports, stations, time.
+mod revalidate;
+/// A running daemon in a directory of its own, and the client that drives it.
+mod world;

@@ -29,7 +29,7 @@ pub enum Message {
     AddOutput(PortNo, Box<Output>, oneshot::Sender<()>),
     /// Closes the port's queues and deletes the flows of packets from it; answers with the flows deleted.
     RemovePort(PortNo, oneshot::Sender<usize>),
-    Add(NewFlow, oneshot::Sender<Result<(), FlowError>>),
+    Add(Box<NewFlow>, oneshot::Sender<Result<(), FlowError>>),
     /// Replaces the actions of one flow, which from then on counts as added by hand; answers with its counts until then.
     Modify(Which, Change, oneshot::Sender<Option<FlowView>>),
     Delete(Which, oneshot::Sender<Option<FlowView>>),

@@ -190,7 +190,7 @@ impl Poller {
                 pipeline.outputs.remove(port);
                 self.jobs.push_back(Job::delete(pipeline, Some(port), done));
             }
-            Message::Add(flow, reply) => drop(reply.send(pipeline.add_flow(now, flow))),
+            Message::Add(flow, reply) => drop(reply.send(pipeline.add_flow(now, *flow))),
             Message::Modify(which, change, reply) => drop(reply.send(pipeline.modify_flow(now, &which, change))),
             Message::Delete(which, reply) => drop(reply.send(pipeline.delete_flow(now, &which))),
             Message::Get(which, reply) => drop(reply.send(pipeline.get_flow(&which))),

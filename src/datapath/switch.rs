@@ -26,7 +26,7 @@ use super::table::{FlowTable, Namer};
 use crate::flow::text::PortNames;
 use crate::flow::{Actions, Match, PortNo, Ufid};
 use crate::offload::Offload;
-use crate::offload::backend::Front;
+use crate::offload::backend::{Front, PortCounts};
 use crate::port::handoff::{self, HandoffTx, OwnerTx};
 use crate::port::{self, InjectError, OpenError, Port, PortInfo, PortSpec, RxProgress, TxQueue};
 
@@ -339,6 +339,11 @@ impl Switch {
         self.ports().open.values().map(view).collect()
     }
 
+    /// What the device did with a port's packets; `None` where it does not serve the port, or does not tell.
+    pub fn device_counts(&self, port: PortNo) -> Option<PortCounts> {
+        self.front.as_ref()?.port_counts(port)
+    }
+
     /// The port with this name or number.
     pub fn port_number(&self, text: &str) -> Option<PortNo> {
         let ports = self.ports();
@@ -373,7 +378,7 @@ impl Switch {
     pub async fn add_flow(&self, ufid: Option<Ufid>, matching: Match, actions: Actions) -> Result<(), FlowError> {
         let flow = NewFlow { ufid, matching, actions, number: self.shared.decision_number() };
         let answers: Vec<_> =
-            self.pollers.iter().map(|poller| poller.ask(|reply| Message::Add(flow.clone(), reply))).collect();
+            self.pollers.iter().map(|poller| poller.ask(|reply| Message::Add(Box::new(flow.clone()), reply))).collect();
         // Flows by hand are in every poller or in none, so all answers are equal.
         let mut result = Ok(());
         for answer in answers {

@@ -91,7 +91,7 @@ impl Bench {
     }
 
     fn lookup(&self, name: &str) -> u64 {
-        self.pipeline.counters.lookup.list().into_iter().find(|(n, _)| *n == name).unwrap().1
+        self.pipeline.counters.lookup.get(name)
     }
 }
 

@@ -21,7 +21,8 @@
 //! # What is always looked at
 //!
 //! `in_port`, `recirc_id`, `eth_type`, which VLAN slots hold a tag and with which TPID, and of IP the fragment state:
-//! they decide how the rest of the key is to be read.
+//! they decide how the rest of the key is to be read. Whoever looks at a field of the transport header has looked at the
+//! protocol too, and at a neighbour message's fields at its type: without them, the bits would say something else of other packets.
 //!
 //! # Bounds
 //!
@@ -131,6 +132,7 @@ impl<'a> Trip<'a> {
             None if self.rules.is_empty() => Some(DropReason::NoRule),
             None => Some(DropReason::Rule),
         };
+        complete(&mut self.looked, &self.key);
         Decision {
             mask: self.looked,
             actions: if dropped.is_some() { Actions::drop() } else { Actions::new(self.out) },
@@ -301,6 +303,22 @@ impl<'a> Trip<'a> {
         let assigns: smallvec::SmallVec<[Assign; 5]> = header.fields().iter().filter_map(assign).collect();
         // Refused when there is nothing to set.
         self.out.extend(Set::new(header, &assigns).ok().map(Action::Set));
+    }
+}
+
+/// Adds to `looked` what tells how fields behind the IP header are to be read. No action changes that, so `key` may be rewritten.
+fn complete(looked: &mut Mask, key: &Key) {
+    use Field::*;
+    const NEIGHBOUR: [Field; 5] = [NdTarget, NdSll, NdTll, NdOptionsType, NdReserved];
+    if !matches!(key.eth_type(), eth_type::IPV4 | eth_type::IPV6) {
+        return;
+    }
+    let looks_at = |looked: &Mask, fields: &[Field]| fields.iter().any(|field| looked.get(*field) != 0);
+    if key.ip_proto() == ip_proto::ICMP6 && looks_at(looked, &NEIGHBOUR) {
+        looked.add_field(Icmp6Type);
+    }
+    if looks_at(looked, &[TpSrc, TpDst, TcpFlags]) || looks_at(looked, &NEIGHBOUR) {
+        looked.add_field(IpProto);
     }
 }
 

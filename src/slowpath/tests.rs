@@ -12,6 +12,7 @@ use super::learn::Station;
 use super::rules::{RuleAction, RuleSpec};
 use super::{DropReason, RuleError, Slowpath, decide, text};
 use crate::flow::key::{eth_type, frag, ip_proto};
+use crate::flow::text::canonical;
 use crate::flow::{Action, Field, Key, Mask, Match, PortNo};
 
 /// A packet: its key but for the tags, and its tags, the outermost first, as `(tpid, pcp, vid)`.
@@ -425,6 +426,9 @@ fn check(rules: &[String], keys: &[Key]) -> Result<(), TestCaseError> {
             }
         }
         let megaflow = Match::new(k, &decision.mask);
+        for other in keys {
+            prop_assert_eq!(canonical(&megaflow).matches(other), megaflow.matches(other), "{:?} {:?}", megaflow, other);
+        }
         let again = slowpath.revalidate(&megaflow, now);
         prop_assert_eq!(&again.actions, &decision.actions);
         prop_assert!(
@@ -779,6 +783,16 @@ fn a_saved_file_loads_as_the_same_rules() {
     assert_eq!(other.load(&saved, &(), now), Ok(3));
     assert_eq!(other.save(), saved);
     assert!(saved.starts_with("table=0,priority=32768,ip actions=FLOOD\n"), "{saved}");
+}
+
+#[test]
+fn a_loaded_file_replaces_all_rules() {
+    let (slowpath, now) = (Slowpath::default(), Instant::now());
+    slowpath.add_rules(["table=3,ip,actions=drop", "arp,actions=drop"], &(), now).unwrap();
+    slowpath.load("arp,actions=flood\n", &(), now).unwrap();
+    assert_eq!(slowpath.save(), "table=0,priority=32768,arp actions=FLOOD\n");
+    slowpath.load("# nothing\n", &(), now).unwrap();
+    assert_eq!(slowpath.rule_count(), 0);
 }
 
 #[test]

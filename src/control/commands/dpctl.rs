@@ -45,7 +45,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     },
     Command {
         name: "dpctl/add-flow",
-        usage: "[-m] [DP] FLOW ACTIONS",
+        usage: "[DP] FLOW ACTIONS",
         help: "Adds a flow by hand in every poller. It is never expired or revalidated, and goes before what rules decide.",
         args: 2..=4,
         right: Right::Write,
@@ -407,12 +407,13 @@ fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
     let mut args = args.into_iter().peekable();
     let name = args.next().ok_or(InjectError::Unsupported)?;
     let number = daemon.switch.port_number(&name).ok_or(InjectError::Unsupported)?;
+    let names = daemon.switch.names();
+    let name = names.name(number).unwrap_or(name);
     let mut queue = 0;
     if args.peek().is_some_and(|arg| arg == "--qid") {
         args.next();
         queue = args.next().and_then(|text| text.parse().ok()).ok_or(InjectError::Queue)?;
     }
-    let names = daemon.switch.names();
     let mut frames = Vec::new();
     while let Some(packet) = args.next() {
         let mut len = 0;

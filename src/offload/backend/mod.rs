@@ -208,7 +208,7 @@ pub struct BackendSpec {
 /// Why a backend could not be opened.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("offload: {0:?} is not a kind of device; known: sim")]
+    #[error("offload: {0:?} is not a kind of device; known: none, sim")]
     Kind(String),
     #[error("offload {text}: {part:?} is not option=value")]
     Syntax { text: String, part: String },

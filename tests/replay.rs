@@ -1,0 +1,223 @@
+//! Captures of mixed traffic, replayed through the rules of [`linear`](crate::linear) without a device and with several.
+//!
+//! However a packet's flow was found, every frame must leave as the rules say, in order within its flow, and be in
+//! exactly one count. The last test makes the device wrong, to show that the comparison would hear it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use std::{iter, thread};
+
+use offloadd::datapath::poller::Reports;
+use offloadd::datapath::shared::Shared;
+use offloadd::datapath::switch::{PollerConfig, Switch};
+use offloadd::offload::backend::sim::{Device, Nic, Options as NicOptions};
+use offloadd::offload::{Offload, OffloadConfig};
+use offloadd::slowpath::{Options, Slowpath};
+
+use crate::capture::{self, Frame};
+use crate::linear;
+use crate::world::{PATIENCE, Stage, World};
+
+const PACKETS: usize = 12_000;
+
+/// What left by each port, by flow, in order.
+type Sent = BTreeMap<(u32, Vec<u8>), Vec<Vec<u8>>>;
+
+fn expected(frames: &[Frame]) -> Sent {
+    let rules = linear::rules();
+    let mut sent = Sent::new();
+    for frame in frames {
+        for (port, bytes) in linear::evaluate(&rules, &frame.bytes) {
+            sent.entry((port, linear::flow_of(&bytes))).or_default().push(bytes);
+        }
+    }
+    sent
+}
+
+fn recorded(dir: &Path) -> Sent {
+    let mut sent = Sent::new();
+    for port in linear::PORTS {
+        for frame in capture::read(dir.join(format!("tx{port}.pcap"))).unwrap() {
+            sent.entry((port, linear::flow_of(&frame.bytes))).or_default().push(frame.bytes);
+        }
+    }
+    sent
+}
+
+/// The first difference, in words.
+fn difference(expected: &Sent, sent: &Sent) -> Option<String> {
+    let hex = |bytes: &[u8]| bytes.iter().take(80).map(|byte| format!("{byte:02x}")).collect::<String>();
+    let empty = Vec::new();
+    let keys = expected.keys().chain(sent.keys().filter(|key| !expected.contains_key(key)));
+    keys.into_iter().find_map(|key| {
+        let (want, got) = (expected.get(key).unwrap_or(&empty), sent.get(key).unwrap_or(&empty));
+        let at = want.iter().zip(got).position(|(want, got)| want != got).unwrap_or(want.len().min(got.len()));
+        let shown = |frames: &[Vec<u8>]| frames.get(at).map_or("none".into(), |frame| hex(frame));
+        (want != got).then(|| {
+            let counts = format!("port {}, {} frames expected, {} sent", key.0, want.len(), got.len());
+            format!("{counts}; frame {at} of the flow:\n  expected {}\n  sent     {}", shown(want), shown(got))
+        })
+    })
+}
+
+/// Replays the capture, and compares with what the rules say.
+fn replay(frames: &[Frame], expected: &Sent, pace: &str, device: &str) -> World {
+    let stage = Stage::new();
+    capture::write(stage.path("rx.pcap"), frames).unwrap();
+    stage.file("rules", &linear::text());
+    let ports: String = linear::PORTS
+        .iter()
+        .map(|port| {
+            let rx = if *port == 1 { format!(",rx=DIR/rx.pcap,pace={pace}") } else { String::new() };
+            format!("--port p{port},type=pcap,port_no={port},tx=DIR/tx{port}.pcap{rx} ")
+        })
+        .collect();
+    let world = stage.start(&format!("{ports} --rules DIR/rules --offload {device}"));
+    let total = frames.len() as u64;
+    world.wait_until("every frame is received", || world.port_count("p1", "rx_packets") == total);
+    let to_send: u64 = expected.values().map(|frames| frames.len() as u64).sum();
+    world.wait_until("every frame is sent", || world.perf("tx_packets") >= to_send);
+    if let Some(difference) = difference(expected, &recorded(world.dir())) {
+        panic!("{device}, pace={pace}: {difference}");
+    }
+    let outcomes = ["mark_hits", "emc_hits", "smc_hits", "megaflow_hits", "upcalls", "runts"];
+    let found: u64 = outcomes.iter().map(|count| world.perf(count)).sum();
+    assert_eq!(found, total, "a packet is in exactly one count");
+    assert_eq!(world.perf("tx_packets"), to_send);
+    world
+}
+
+#[test]
+fn a_capture_comes_out_as_the_rules_say_with_a_device_and_without() {
+    let frames = capture::generate(2026, PACKETS);
+    let expected = expected(&frames);
+    assert!(linear::PORTS.iter().all(|port| expected.keys().any(|(sent, _)| sent == port)), "every port is used");
+
+    let world = replay(&frames, &expected, "asap", "none");
+    assert_eq!(world.perf("mark_hits"), 0);
+    drop(world);
+    for device in ["sim,preset=instant", "sim,preset=fw"] {
+        let world = replay(&frames, &expected, "asap", device);
+        world.wait_until("the device has rules", || world.offload("/rules") > 0);
+    }
+}
+
+#[test]
+fn a_capture_at_a_wires_pace_is_mostly_found_by_mark() {
+    let frames = capture::generate(7, PACKETS);
+    let expected = expected(&frames);
+    for device in ["sim,preset=instant", "sim,preset=fw,mark-bits=9"] {
+        let world = replay(&frames, &expected, "6000", device);
+        let marked = world.perf("mark_hits");
+        assert!(marked >= PACKETS as u64 / 2, "{marked} of {PACKETS} found by mark with {device}");
+    }
+}
+
+/// A switch in this process, with a device that the test has in its hands.
+struct Bench {
+    stage: Stage,
+    switch: Switch,
+    nic: Arc<Nic>,
+    injected: u64,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let stage = Stage::new();
+        let nic = Nic::new();
+        let device = Device::new(Arc::clone(&nic), NicOptions::default(), Box::new(|_| ()));
+        let offload = Offload::start(Box::new(device), OffloadConfig::default()).unwrap();
+        let slowpath = Arc::new(Slowpath::new(Options { stations: 100, ageing: PATIENCE }));
+        let shared = Shared::new(Arc::clone(&slowpath), offload.started(), 1_000, PATIENCE, false);
+        let reports = Reports { channel: mpsc::channel().0, wake: Arc::new(|| ()) };
+        let pollers = PollerConfig { count: 1, cpus: Vec::new() };
+        let switch = Switch::start(Arc::new(shared), offload, Some(nic.clone()), &pollers, reports).unwrap();
+        for port in linear::PORTS {
+            let spec = format!("p{port},type=sim,port_no={port},tx={}", stage.path(&format!("tx{port}.pcap")));
+            finish(switch.add_port(&spec.parse().unwrap())).unwrap();
+        }
+        slowpath.load(&linear::text(), &switch.names(), Instant::now()).unwrap();
+        switch.begin();
+        Bench { stage, switch, nic, injected: 0 }
+    }
+
+    /// Lets a frame arrive and waits until the switch has looked it up.
+    fn inject(&mut self, frame: &Frame) {
+        self.switch.inject("p1", 0, &frame.bytes).unwrap();
+        self.injected += 1;
+        let lookups = || self.switch.counters(0).lookup.list().iter().map(|(_, n)| n).sum::<u64>();
+        await_that("the frame is looked up", || lookups() == self.injected);
+    }
+
+    fn mark_hits(&self) -> u64 {
+        self.switch.counters(0).lookup.mark_hit.get()
+    }
+
+    /// Lets the poller finish and end; what left.
+    fn sent(&self) -> Sent {
+        self.switch.stop();
+        recorded(self.stage.dir())
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.switch.stop();
+        self.switch.offload.stop(Instant::now() + PATIENCE);
+    }
+}
+
+fn await_that(what: &str, mut cond: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !cond() {
+        assert!(begun.elapsed() < PATIENCE, "in vain: {what}");
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+fn finish<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut answer = None;
+    await_that("an answer", || match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => answer.replace(value).is_none(),
+        Poll::Pending => false,
+    });
+    answer.unwrap()
+}
+
+#[test]
+fn a_device_that_swaps_two_marks_is_found_out() {
+    let untagged = |eth_type: [u8; 2]| {
+        let all = capture::generate(3, PACKETS).into_iter();
+        all.filter(move |frame| frame.bytes.len() >= 60 && frame.bytes[12..14] == eth_type).take(20)
+    };
+    // Of two megaflows that differ in what becomes of them: one is sent everywhere, the other out of one port.
+    let frames: Vec<Frame> =
+        iter::zip(untagged([0x08, 0x06]), untagged([0x88, 0x47])).flat_map(|(a, m)| [a, m]).collect();
+    for wrong in [false, true] {
+        let mut bench = Bench::new();
+        let (first, rest) = frames.split_at(2);
+        first.iter().for_each(|frame| bench.inject(frame));
+        await_that("both flows are in the device", || bench.nic.rules() == 2);
+        // Marks are bound when the poller takes the event, which it does at the latest with a packet.
+        let mut sent: Vec<Frame> = first.to_vec();
+        for frame in first.iter().cycle() {
+            bench.inject(frame);
+            sent.push(frame.clone());
+            if bench.mark_hits() >= 2 {
+                break;
+            }
+            assert!(sent.len() < 1_000, "no packet is found by its mark");
+        }
+        assert!(!wrong || bench.nic.corrupt(), "there are two rules to be mixed up");
+        rest.iter().for_each(|frame| bench.inject(frame));
+        assert!(bench.mark_hits() >= rest.len() as u64);
+        sent.extend_from_slice(rest);
+        let difference = difference(&expected(&sent), &bench.sent());
+        assert_eq!(difference.is_some(), wrong, "{difference:?}");
+    }
+}
