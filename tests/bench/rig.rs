@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use offloadd::datapath::counters::{PollerCounters, PortCounters};
 use offloadd::datapath::flows::FlowRef;
 use offloadd::datapath::hash::Seeds;
+use offloadd::datapath::inbox::NewFlow;
 use offloadd::datapath::output::{Output, PortLimits, Tx};
 use offloadd::datapath::pipeline::Pipeline;
 use offloadd::datapath::shared::Shared;
@@ -137,8 +138,9 @@ impl Rig {
             epoch: self.pipeline.shared.slowpath.epoch(),
         };
         let (epoch, number) = (self.pipeline.epoch(), self.pipeline.shared.decision_number());
-        let maker = Maker::Decided(Box::new(decision));
-        self.pipeline.table.insert(self.now, *matching, None, actions.clone(), maker, epoch, number);
+        let new = NewFlow { ufid: None, matching: *matching, actions: actions.clone(), number };
+        let maker = Maker::Decided { decision: Box::new(decision), epoch };
+        self.pipeline.table.insert(self.now, new, maker);
     }
 
     /// Makes the traffic `flows` flows in turn.
