@@ -124,7 +124,7 @@ pub struct MarkRow {
     pub ufid: Ufid,
     pub matching: Match,
     pub level: Level,
-    /// Ids of the pollers whose flow it is.
+    /// Ids of the pollers whose flow it is, ascending.
     pub owners: Vec<u32>,
     /// Packets that the device matched, at the last reading.
     pub hits: u64,

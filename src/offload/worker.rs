@@ -748,12 +748,14 @@ impl Worker {
         found.sort_unstable_by_key(|(mark, _)| *mark);
         let row = |(mark, rule): &(u32, &Rule)| {
             let has = rule.has.as_ref()?;
+            let mut owners: Vec<u32> = rule.living().map(|owner| owner.poller()).collect();
+            owners.sort_unstable();
             Some(MarkRow {
                 mark: *mark,
                 ufid: rule.ufid,
                 matching: rule.matching,
                 level: has.level,
-                owners: rule.living().map(|owner| owner.poller()).collect(),
+                owners,
                 hits: has.stats.packets,
             })
         };
