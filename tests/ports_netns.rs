@@ -122,6 +122,39 @@ fn a_frame_too_long_for_the_interface_fails_alone() {
 }
 
 #[test]
+fn frames_keep_their_order_round_the_ring_whether_or_not_they_fit_its_slots() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    // 64 KiB are 32 slots, made for an MTU of 1,500 bytes.
+    let (mut a, mut b) = (world.open("va"), world.open("vb,rcvbuf=64"));
+    assert_eq!(b.port.info().ring, 32);
+    for end in ["va", "vb"] {
+        world.ip(&format!("link set {end} mtu 9000"));
+    }
+    for round in 0..5 {
+        // Two long ones at a time: they also need room in the receive buffer.
+        let frames: Vec<Vec<u8>> =
+            (0..20).map(|i| frame(if i % 9 == 5 { 4_000 + i } else { 60 + round + i }, &[])).collect();
+        assert_eq!(a.send(&frames).packets, 20);
+        assert_eq!(bytes(&b.receive(20)), frames);
+    }
+    assert_eq!(b.rx[0].missed(), 0);
+}
+
+#[test]
+fn what_a_full_ring_has_no_slot_for_is_counted_as_missed() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    let (mut a, mut b) = (world.open("va"), world.open("vb,rcvbuf=64"));
+    let frames: Vec<Vec<u8>> = (0..50).map(|i| frame(60 + i, &[])).collect();
+    for round in 1..=3 {
+        assert_eq!(a.send(&frames).packets, 50);
+        assert_eq!(bytes(&b.receive(32)), frames[..32]);
+        assert_eq!(b.rx[0].missed(), round * 18);
+    }
+}
+
+#[test]
 fn vlan_tags_that_the_kernel_took_off_are_put_back() {
     let Some(world) = Namespace::new() else { return };
     world.veth("va", "vb");

@@ -5,6 +5,7 @@
 #    namespace a                 here                  namespace b
 #   10.1.0.1 eth0 ──── veth-a ─ offloadd ─ veth-b ──── eth0 10.1.0.2
 set -eu
+made=
 
 clean_up() {
     # TERM: takes every rule out of the device, then the pidfile and the socket go.
@@ -13,7 +14,7 @@ clean_up() {
         wait "$offloadd" && echo "offloadd: exit code 0" || echo "offloadd: exit code $?"
     fi
     if [ -n "${iperf3:-}" ]; then kill "$iperf3" || true; fi
-    for name in a b; do
+    for name in $made; do
         ip link del "veth-$name" || true
         ip netns del "$name" || true
     done
@@ -24,6 +25,7 @@ trap 'exit 1' INT TERM
 # Two namespaces, each on a wire of its own.
 for name in a b; do
     ip netns add "$name"
+    made="$made $name"
     ip link add "veth-$name" type veth peer name eth0 netns "$name"
     ip link set "veth-$name" up
     ip -n "$name" link set eth0 up
@@ -40,7 +42,7 @@ until offloadctl version 2>/dev/null; do kill -0 "$offloadd" && sleep 0.1; done
 ip netns exec a ping -c 3 -i 0.2 10.1.0.2
 ip netns exec b iperf3 --server --one-off >/dev/null &
 iperf3=$!
-until ip netns exec b ss -Htln sport = 5201 | grep -q .; do kill -0 "$iperf3" && sleep 0.1; done
+until ip netns exec b ss -Hltn sport = 5201 | grep -q LISTEN; do kill -0 "$iperf3" && sleep 0.1; done
 ip netns exec a iperf3 --client 10.1.0.2 --time 3
 wait "$iperf3"
 iperf3=

@@ -58,8 +58,8 @@ pub struct Frame<'a> {
 }
 
 impl Ring {
-    /// A ring of at most `bytes`, and at least 64 KiB, whose slots hold frames of `frame` bytes if such slots are within [`SLOTS`]. `lead` is the
-    /// length of the virtio header that the socket puts in front of each. The socket's options are to be set before.
+    /// A ring of at most `bytes`, and at least 64 KiB, whose slots hold frames of `frame` bytes, or as much as 16 KiB hold. `lead` is the length of
+    /// the virtio header that the socket puts in front of each. The socket's options are to be set before.
     pub fn new(socket: impl AsFd, bytes: usize, frame: usize, lead: usize) -> io::Result<Ring> {
         let slot_len = (OVERHEAD + lead + frame).clamp(*SLOTS.start(), *SLOTS.end()).next_power_of_two();
         let blocks = (bytes / BLOCK).max(1);
