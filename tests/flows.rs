@@ -83,10 +83,10 @@ fn a_flow_by_hand_goes_before_the_rules_and_outlives_what_they_made() {
     world.wait_until("the flow by hand goes first", || world.port_count("p2", "tx_packets") == 1);
     assert_eq!(world.port_count("p3", "tx_packets"), 1);
     world.wait_until("the rule's flow is idle for too long", || world.flows().len() == 1);
-    // Two sweeps' time, in which a flow that can expire does.
+    // For as long as another flow takes to come and go, in which this one could.
     world.ctl(["rule/add", "priority=1,ip,actions=output:3"]);
     receive(&world, TO_10);
-    world.wait_until("another flow came", || world.flows().len() == 2);
+    world.wait_until("another flow came", || world.perf("upcalls") == 2);
     world.wait_until("and went", || world.flows().len() == 1);
     assert_eq!(world.flows()[0]["by_hand"], true);
 

@@ -103,13 +103,13 @@ fn a_flush_amid_traffic_is_complete_and_loses_no_packet() {
 
 #[test]
 fn the_demo_shows_its_work_and_ends_well() {
-    let (code, out, err) = Stage::new().run("--demo --duration 2500ms");
+    let (code, out, err) = Stage::new().run("--demo --duration 3s");
     assert_eq!(code, Some(0), "{err}");
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with("demo: "), "{out}");
     let seconds =
         lines.iter().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit()) && line.contains(" | "));
-    assert_eq!(seconds.count(), 2, "a line a second: {out}");
+    assert!(seconds.count() >= 2, "a line a second: {out}");
     let report = |what: &str| {
         let line = lines.iter().find(|line| line.trim_start().starts_with(what)).unwrap_or_else(|| panic!("{out}"));
         line[what.len() + 2..].split_whitespace().next().unwrap().parse::<u64>().unwrap()

@@ -6,7 +6,7 @@
 
 use crate::capture::crc32c;
 
-/// The ports that the rules know; frames arrive at the first.
+/// The ports that the rules know.
 pub const PORTS: [u32; 5] = [1, 2, 3, 4, 5];
 
 /// The rules as a file for the daemon.
@@ -14,9 +14,9 @@ pub fn text() -> String {
     rules().iter().map(|rule| rule.text.clone() + "\n").collect()
 }
 
-/// What the rules send when `frame` arrives at port 1: ports and bytes, in order.
-pub fn evaluate(rules: &[Rule], frame: &[u8]) -> Vec<(u32, Vec<u8>)> {
-    let mut trip = Trip { rules, frame: frame.to_vec(), out: Vec::new() };
+/// What the rules send when `frame` arrives at `in_port`: ports and bytes, in order.
+pub fn evaluate(rules: &[Rule], in_port: u32, frame: &[u8]) -> Vec<(u32, Vec<u8>)> {
+    let mut trip = Trip { rules, in_port, frame: frame.to_vec(), out: Vec::new() };
     trip.table(0);
     trip.out
 }
@@ -160,6 +160,7 @@ pub fn rules() -> Vec<Rule> {
 
 struct Trip<'a> {
     rules: &'a [Rule],
+    in_port: u32,
     frame: Vec<u8>,
     out: Vec<(u32, Vec<u8>)>,
 }
@@ -176,10 +177,14 @@ impl Trip<'_> {
 
     fn step(&mut self, step: &Step) -> Option<Expired> {
         match *step {
-            Step::Output(port) if port == PORTS[0] => {}
+            // Back where it came from goes only what is sent there by that name.
+            Step::Output(port) if port == self.in_port => {}
             Step::Output(port) => self.out.push((port, self.frame.clone())),
-            Step::InPort => self.out.push((PORTS[0], self.frame.clone())),
-            Step::Flood => self.out.extend(PORTS[1..].iter().map(|port| (*port, self.frame.clone()))),
+            Step::InPort => self.out.push((self.in_port, self.frame.clone())),
+            Step::Flood => {
+                let others = PORTS.into_iter().filter(|port| *port != self.in_port);
+                self.out.extend(others.map(|port| (port, self.frame.clone())));
+            }
             Step::Table(table) => return self.table(table),
             Step::Push(tpid) => {
                 let [high, low] = tpid.to_be_bytes();

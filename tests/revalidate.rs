@@ -158,7 +158,7 @@ fn rules_end_at_their_timeouts_and_traffic_keeps_them_from_being_idle() {
 
 #[test]
 fn an_idle_megaflow_leaves_the_datapath_and_the_device() {
-    let world = world("[datapath]\nmax-idle = \"1s\"", "actions=output:2\n");
+    let world = world("[datapath]\nmax-idle = \"2s\"", "actions=output:2\n");
     receive(&world, "p1", 1, 2);
     offloaded(&world, "in_port(1)");
     assert_eq!((world.offload("/rules"), world.offload("/marks/in_use")), (1, 1));

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -127,10 +127,6 @@ impl Deref for World {
 }
 
 impl World {
-    pub fn socket(&self) -> PathBuf {
-        self.dir().join("ctl")
-    }
-
     /// Runs `offloadctl` in this process: the answer, or what it says about an error.
     fn try_ctl(&self, words: &[&str], options: &[&str]) -> Result<String, String> {
         let socket = self.path("ctl");
