@@ -31,8 +31,12 @@ pub struct Args {
     /// Pidfile; else offloadd.pid in the run directory, or none when --unixctl is given
     #[arg(long, value_name = "PATH")]
     pub pidfile: Option<PathBuf>,
-    /// Add a port: NAME[,type=packet|tap|pcap|sim][,port_no=N][,option=value…]; may be repeated
-    #[arg(long = "port", value_name = "SPEC")]
+    /// Ports to add, as [`PortSpec`] reads them
+    #[arg(
+        long = "port",
+        value_name = "SPEC",
+        help = "Add a port: NAME[,type=packet|tap|pcap|sim][,port_no=N][,option=value…]; may be repeated"
+    )]
     pub ports: Vec<String>,
     /// Rules to start with, one a line in the syntax of ovs-ofctl add-flow; without them, actions=normal for every packet
     #[arg(long, value_name = "FILE")]

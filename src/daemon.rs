@@ -22,6 +22,7 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_channel::oneshot;
 use offloadctl::rundir::RunDir;
 
 use crate::config::{Args, Config, Rules};
@@ -29,7 +30,7 @@ use crate::control::commands;
 use crate::control::{Endpoint, Limits, Pidfile, Registry, Server};
 use crate::datapath::poller::{Report, Reports};
 use crate::datapath::shared::Shared;
-use crate::datapath::switch::{PollerConfig, Switch};
+use crate::datapath::switch::{AddPortError, PollerConfig, Switch};
 use crate::demo::Demo;
 use crate::flow::PortNo;
 use crate::offload::backend::{self, BackendSpec, Opened};
@@ -53,6 +54,10 @@ pub struct Daemon {
     pub slowpath: Arc<Slowpath>,
     args: Args,
     config: Mutex<Config>,
+    /// Of the pollers that run, whatever the configuration says by now.
+    cpus: Vec<usize>,
+    /// Held while the configuration is read again: one reload at a time.
+    reloading: Mutex<()>,
     stop: AtomicBool,
     wake: Arc<dyn Fn() + Send + Sync>,
 }
@@ -89,7 +94,7 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
 /// Socket and pidfile, before anything else: a second daemon finds out before it touches anything.
 fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
     let run_dir = RunDir::of_user();
-    if config.unixctl.is_none() || config.pidfile.is_none() && config.unixctl.is_none() {
+    if config.unixctl.is_none() {
         run_dir.create()?;
     }
     let pidfile: Option<PathBuf> = match (&config.pidfile, &config.unixctl) {
@@ -122,15 +127,25 @@ impl Daemon {
         };
         let shared =
             Shared::new(Arc::clone(&slowpath), offload.started(), config.flow_limit, config.max_idle, config.busy_poll);
-        let pollers = PollerConfig { count: poller_count(&config), cpus: config.cpus.clone() };
+        let cpus = config.cpus.clone();
+        let pollers = PollerConfig { count: poller_count(&config), cpus: cpus.clone() };
         let switch = Switch::start(Arc::new(shared), offload, front, &pollers, reports).context("pollers")?;
-        Ok(Daemon { switch, slowpath, args, config: Mutex::new(config), stop: AtomicBool::new(false), wake })
+        Ok(Daemon {
+            switch,
+            slowpath,
+            args,
+            config: Mutex::new(config),
+            cpus,
+            reloading: Mutex::default(),
+            stop: AtomicBool::new(false),
+            wake,
+        })
     }
 
     /// Ports, then the rules, which may name them, and only then packets.
     fn furnish(&self, config: &Config) -> anyhow::Result<()> {
         for spec in &config.ports {
-            block_on(self.switch.add_port(spec))?;
+            self.add_port(spec)?;
         }
         self.load_rules(&config.rules)?;
         self.switch.begin();
@@ -155,7 +170,8 @@ impl Daemon {
             (config.duration, config.demo)
         };
         let start = Instant::now();
-        let end = duration.map(|duration| start + duration);
+        // The end of a time longer than the clock can tell does not come.
+        let end = duration.and_then(|duration| start.checked_add(duration));
         let mut demo = demo.then(|| Demo::begin(start, self));
         let mut tick = start + TICK;
         loop {
@@ -163,7 +179,7 @@ impl Daemon {
             let turn = server.turn(Some(next.saturating_duration_since(Instant::now()))).context("control loop")?;
             incoming.try_iter().for_each(|report| self.hear(report));
             if turn.reload {
-                self.in_background("reload", |daemon| daemon.reload());
+                drop(self.in_background("reload", Daemon::reload));
             }
             let now = Instant::now();
             if now >= tick {
@@ -195,23 +211,19 @@ impl Daemon {
         match report {
             Report::PortFailed { port, error } => {
                 log::error!(target: "port", "port {port}: {error}; removing it");
-                self.in_background("remove-port", move |daemon| daemon.drop_port(port));
+                drop(self.in_background("remove-port", move |daemon| daemon.remove_port(port)));
             }
         }
     }
 
-    fn drop_port(&self, port: PortNo) {
-        block_on(self.switch.remove_port(port));
-    }
-
     /// Reads the configuration again and changes what can change while packets flow. A bad file changes nothing.
     fn reload(&self) {
+        let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.config().clone();
         let config = match Config::load(&self.args) {
             Ok(config) => config,
             Err(error) => return log::error!(target: "daemon", "not reloaded: {error}"),
         };
-        // One reload at a time, and each compares with what the last one left.
-        let mut current = self.config();
         if let Err(error) = logging::set(&config.log) {
             return log::error!(target: "daemon", "not reloaded: log: {error}");
         }
@@ -220,11 +232,12 @@ impl Daemon {
         self.switch.shared.busy_poll.store(config.busy_poll, Ordering::Relaxed);
         let gone = current.ports.iter().filter(|spec| !config.ports.contains(spec));
         for number in gone.filter_map(|spec| self.switch.port_number(&spec.name)).collect::<Vec<_>>() {
-            self.drop_port(number);
+            self.remove_port(number);
         }
-        let added: Vec<&PortSpec> = config.ports.iter().filter(|spec| !current.ports.contains(spec)).collect();
-        for spec in added {
-            if let Err(error) = block_on(self.switch.add_port(spec)) {
+        // Also those that could not be opened the last time, or broke since.
+        let is_there = |spec: &&PortSpec| self.switch.port_number(&spec.name).is_some() && current.ports.contains(spec);
+        for spec in config.ports.iter().filter(|spec| !is_there(spec)) {
+            if let Err(error) = self.add_port(spec) {
                 log::error!(target: "daemon", "reload: {error}");
             }
         }
@@ -236,7 +249,7 @@ impl Daemon {
         for key in needs_restart(&current, &config) {
             log::warn!(target: "daemon", "{key} has changed; the change takes effect at the next start");
         }
-        *current = config;
+        *self.config() = config;
         log::info!(target: "daemon", "reloaded");
     }
 
@@ -258,7 +271,7 @@ impl Daemon {
 
     /// A poller's processor if it has one of its own, else its number.
     fn place(&self, poller: usize, pinned: &str) -> String {
-        match self.config().cpus.get(poller) {
+        match self.cpus.get(poller) {
             Some(cpu) => format!("{pinned}{cpu}"),
             None => format!("poller: {poller}"),
         }
@@ -269,12 +282,31 @@ impl Daemon {
         self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs what must wait for others on a thread of its own, so that the control socket goes on answering.
-    fn in_background(self: &Arc<Self>, name: &str, work: impl FnOnce(&Daemon) + Send + 'static) {
+    /// Runs what must wait for others, and must be run to its end, on a thread of its own, so that the control socket goes
+    /// on answering. The answer is an error when there is no such thread, or it panicked.
+    pub fn in_background<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl FnOnce(&Daemon) -> T + Send + 'static,
+    ) -> oneshot::Receiver<T> {
+        let (reply, answer) = oneshot::channel();
         let daemon = Arc::clone(self);
-        if let Err(error) = thread::Builder::new().name(name.into()).spawn(move || work(&daemon)) {
+        // Whoever asked may have given up waiting.
+        let work = move || drop(reply.send(work(&daemon)));
+        if let Err(error) = thread::Builder::new().name(name.into()).spawn(work) {
             log::error!(target: "daemon", "{name}: {error}");
         }
+        answer
+    }
+
+    /// As [`Switch::add_port`]; for threads that may sleep.
+    pub fn add_port(&self, spec: &PortSpec) -> Result<PortNo, AddPortError> {
+        block_on(self.switch.add_port(spec))
+    }
+
+    /// As [`Switch::remove_port`]; for threads that may sleep.
+    pub fn remove_port(&self, port: PortNo) -> Option<String> {
+        block_on(self.switch.remove_port(port))
     }
 
     /// The reverse of the building: first no more packets, then no rules in the device.

@@ -38,7 +38,7 @@ impl Demo {
 
     /// One line, about the time since the last.
     pub fn line(&mut self, now: Instant, daemon: &Daemon) {
-        if self.lines % PAGE == 0 {
+        if self.lines.is_multiple_of(PAGE) {
             say(
                 "   time  pps by: mark        emc   megaflow     upcall |   flows    marks   queue | offload p50     p99",
             );

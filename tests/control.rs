@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, io};
 
 use futures_channel::oneshot;
-use offloadctl::rundir::{PidfileError as Unreadable, running};
+use offloadctl::rundir::{PidfileError as Unreadable, Places, running};
 use offloadctl::{Client, Exit};
 use offloadd::control::commands::vlog;
 use offloadd::control::pidfile::PidfileError;
@@ -524,9 +524,47 @@ fn ovs_appctl_is_served_as_by_its_own_daemons() {
     assert_eq!(appctl("version").0, 0);
 }
 
+#[test]
+fn offloadctl_drives_a_daemon_of_open_vswitch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (schema, database) = (dir.path().join("schema"), dir.path().join("db"));
+    fs::write(&schema, r#"{"name":"T","version":"1.0.0","tables":{"t":{"columns":{"c":{"type":"string"}}}}}"#).unwrap();
+    let created = Process::new("ovsdb-tool").arg("create").args([&database, &schema]).status();
+    if !created.is_ok_and(|status| status.success()) {
+        return println!("skipped: ovsdb-tool is not installed (Debian: openvswitch-common)");
+    }
+    let mut server = Process::new("/usr/sbin/ovsdb-server");
+    server.env("OVS_RUNDIR", dir.path()).args(["--pidfile", "--no-chdir", "-vconsole:off"]).arg(&database);
+    let mut server = Killed(server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+
+    let mut places = Places::from_env();
+    places.ovs = vec![dir.path().to_owned()];
+    let start = Instant::now();
+    let target = loop {
+        match places.resolve(Some("ovsdb-server")) {
+            Ok(target) if target.socket.exists() => break target,
+            found => assert!(start.elapsed() < PATIENCE, "{found:?}"),
+        }
+        thread::yield_now();
+    };
+    let offloadctl = |line: &str| {
+        let args = ["offloadctl", "-T", "20", "-t", target.socket.to_str().unwrap()];
+        run(args.into_iter().chain(line.split_whitespace()))
+    };
+    let (exit, out, _) = offloadctl("version");
+    assert!(exit == Exit::Done && out.starts_with("ovsdb-server (Open vSwitch)") && out.lines().count() == 1, "{out}");
+    assert!(offloadctl("ovsdb-server/list-dbs").1.starts_with("T\n"));
+    assert_eq!(offloadctl("vlog/set console:off"), (Exit::Done, String::new(), String::new()));
+    let (exit, out, err) = offloadctl("nosuch");
+    assert_eq!((exit, out.as_str(), err.lines().count()), (Exit::Refused, "", 2));
+    assert_eq!(offloadctl("exit").0, Exit::Done);
+    assert!(server.0.wait().unwrap().success());
+    assert!(places.resolve(Some("ovsdb-server")).is_err(), "its pidfile is gone");
+}
+
 /// A process of its own with pidfile, socket and signals, like the daemon; see [`child_daemon`].
 struct Daemon {
-    process: Child,
+    process: Killed,
     says: BufReader<std::process::ChildStdout>,
 }
 
@@ -539,7 +577,7 @@ impl Daemon {
             .spawn()
             .unwrap();
         let says = BufReader::new(process.stdout.take().unwrap());
-        Daemon { process, says }
+        Daemon { process: Killed(process), says }
     }
 
     /// Waits for a line that holds `word`.
@@ -553,15 +591,18 @@ impl Daemon {
     }
 
     fn send(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.process);
+        let pid = rustix::process::Pid::from_child(&self.process.0);
         rustix::process::kill_process(pid, signal).unwrap();
     }
 }
 
-impl Drop for Daemon {
+/// A child process that ends with its test, however that ends.
+struct Killed(Child);
+
+impl Drop for Killed {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -600,7 +641,7 @@ fn a_name_finds_a_living_daemon_which_signals_reach_and_nothing_is_left_of_it() 
     let mut daemon = Daemon::start(dir);
     daemon.wait_for("ready");
     let pidfile = dir.join("toyd.pid");
-    assert_eq!(running(&pidfile).unwrap(), daemon.process.id());
+    assert_eq!(running(&pidfile).unwrap(), daemon.process.0.id());
     if let Some((status, out, err)) = world.ovs_appctl("-t toyd version") {
         assert_eq!((status, out.as_str()), (0, "toyd 1.0\n"), "{err}");
     }
@@ -613,15 +654,15 @@ fn a_name_finds_a_living_daemon_which_signals_reach_and_nothing_is_left_of_it() 
         other => panic!("{other:?}"),
     }
     let refusal = Daemon::start(dir).wait_for("refused: ");
-    assert!(refusal.contains(&format!("already running as process {}", daemon.process.id())), "{refusal}");
-    assert_eq!(running(&pidfile).unwrap(), daemon.process.id());
+    assert!(refusal.contains(&format!("already running as process {}", daemon.process.0.id())), "{refusal}");
+    assert_eq!(running(&pidfile).unwrap(), daemon.process.0.id());
 
     daemon.send(rustix::process::Signal::HUP);
     daemon.wait_for("reloading");
     daemon.send(rustix::process::Signal::TERM);
     daemon.wait_for("stopping");
     daemon.wait_for("gone");
-    assert!(daemon.process.wait().unwrap().success());
+    assert!(daemon.process.0.wait().unwrap().success());
     let left: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["toyd.ctl"], "only this test's own socket is left");
 }
@@ -631,14 +672,14 @@ fn a_killed_daemons_pidfile_does_not_count_and_is_replaced() {
     let world = World::new();
     let mut first = Daemon::start(world.dir.path());
     first.wait_for("ready");
-    let pid = first.process.id();
+    let pid = first.process.0.id();
     drop(first);
     let pidfile = world.dir.path().join("toyd.pid");
     assert!(matches!(running(&pidfile), Err(Unreadable::NotRunning { pid: dead, .. }) if dead == pid));
 
     let mut second = Daemon::start(world.dir.path());
     second.wait_for("ready");
-    assert_eq!(running(&pidfile).unwrap(), second.process.id());
+    assert_eq!(running(&pidfile).unwrap(), second.process.0.id());
 
     let other = world.dir.path().join("other");
     fs::write(&other, "precious").unwrap();

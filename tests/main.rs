@@ -6,12 +6,18 @@ mod appctl;
 mod capture;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
+/// The manual pages, held against the program.
+mod docs;
 /// Flows and packets by hand: what operators type, word for word.
 mod flows;
 /// Starting, reloading, flushing and ending, and what is left afterwards: nothing.
 mod lifecycle;
 /// What the rules of the replay say, worked out without any of the switch's code.
 mod linear;
+/// The whole switch between network namespaces, as the manual shows it. Needs root.
+mod namespaces;
+/// Network namespaces that go away with their test.
+mod netns;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;
 /// Input that must be refused, at the start and later: one line that says what and where, and nothing changed.
@@ -20,5 +26,7 @@ mod refusals;
 mod replay;
 /// Megaflows and the device follow what changes: rules, ports, stations, time.
 mod revalidate;
+/// The simulated NIC against the datapath's own reading of packets.
+mod witness;
 /// A running daemon in a directory of its own, and the client that drives it.
 mod world;

@@ -2,19 +2,18 @@
 //!
 //! Each test makes network namespaces with names of its own and removes them; without root it says that it is skipped.
 
-use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use offloadd::flow::PortNo;
 use offloadd::packet::{Offload, Packet, PartialChecksum, Pool, SegmentKind, Segmentation};
 use offloadd::port::{self, OpenError, Port, RxQueue, Sent, TxQueue};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::thread::{CapabilitySet, LinkNameSpaceType};
+use rustix::thread::CapabilitySet;
+
+use crate::netns::Namespace;
 
 /// How long anything may take before the test fails.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -22,50 +21,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// An Ethernet type for experiments (IEEE Std 802), which no kernel answers.
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
-/// A network namespace, removed with all that is in it when dropped.
-struct Namespace {
-    name: String,
-}
-
 impl Namespace {
-    /// `None`, and a line that says so, when we are not root.
-    fn new() -> Option<Namespace> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: needs root");
-            return None;
-        }
-        let name = format!("offload-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        run(&["netns", "add", &name]);
-        let namespace = Namespace { name };
-        // No router solicitations among our frames.
-        namespace.enter(|| {
-            for scope in ["all", "default"] {
-                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{scope}/disable_ipv6"), "1");
-            }
-        });
-        Some(namespace)
-    }
-
-    /// `ip ARGUMENTS` in it.
-    fn ip(&self, arguments: &str) {
-        let mut all = vec!["-n", &self.name];
-        all.extend(arguments.split(' '));
-        run(&all);
-    }
-
-    /// Does something in it, on a thread of its own.
-    fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
-                rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                work()
-            });
-            inside.join().unwrap()
-        })
-    }
-
     fn try_open(&self, spec: &str) -> Result<Box<dyn Port>, OpenError> {
         self.enter(|| port::open(&spec.parse().unwrap(), PortNo(1)))
     }
@@ -78,24 +34,6 @@ impl Namespace {
         let tx = self.enter(|| port.open_tx().unwrap().unwrap());
         Open { port, rx, tx, pool: Pool::new() }
     }
-
-    /// A veth pair, both ends here and up.
-    fn veth(&self, a: &str, b: &str) {
-        self.ip(&format!("link add {a} type veth peer name {b}"));
-        self.ip(&format!("link set {a} up"));
-        self.ip(&format!("link set {b} up"));
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
-    }
-}
-
-fn run(arguments: &[&str]) {
-    let output = Command::new("ip").args(arguments).output().unwrap();
-    assert!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A port with its queues.
@@ -181,6 +119,39 @@ fn a_frame_too_long_for_the_interface_fails_alone() {
     assert_eq!(a.port.mtu(), 9_000);
     assert_eq!(a.send(&[frame(9_014, &[]), frame(60, &[])]).packets, 2);
     assert_eq!(bytes(&b.receive(2)), [frame(9_014, &[]), frame(60, &[])]);
+}
+
+#[test]
+fn frames_keep_their_order_round_the_ring_whether_or_not_they_fit_its_slots() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    // 64 KiB are 32 slots, made for an MTU of 1,500 bytes.
+    let (mut a, mut b) = (world.open("va"), world.open("vb,rcvbuf=64"));
+    assert_eq!(b.port.info().ring, 32);
+    for end in ["va", "vb"] {
+        world.ip(&format!("link set {end} mtu 9000"));
+    }
+    for round in 0..5 {
+        // Two long ones at a time: they also need room in the receive buffer.
+        let frames: Vec<Vec<u8>> =
+            (0..20).map(|i| frame(if i % 9 == 5 { 4_000 + i } else { 60 + round + i }, &[])).collect();
+        assert_eq!(a.send(&frames).packets, 20);
+        assert_eq!(bytes(&b.receive(20)), frames);
+    }
+    assert_eq!(b.rx[0].missed(), 0);
+}
+
+#[test]
+fn what_a_full_ring_has_no_slot_for_is_counted_as_missed() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    let (mut a, mut b) = (world.open("va"), world.open("vb,rcvbuf=64"));
+    let frames: Vec<Vec<u8>> = (0..50).map(|i| frame(60 + i, &[])).collect();
+    for round in 1..=3 {
+        assert_eq!(a.send(&frames).packets, 50);
+        assert_eq!(bytes(&b.receive(32)), frames[..32]);
+        assert_eq!(b.rx[0].missed(), round * 18);
+    }
 }
 
 #[test]

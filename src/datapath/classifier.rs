@@ -5,12 +5,14 @@
 //! recent hits, so that most packets are found in the first.
 //!
 //! ```text
-//!   subtable   mask = words (word 0: in_port, word 11: tp_dst)      ranked by hits
-//!     slots    [ tag | flow ] [ tag | flow ] …                      open addressing, linear probing
-//!     keys     [ w0 w11     ] [ w0 w11     ] …                      only the words that the mask looks at
+//!   subtable   mask = words (word 0: in_port, word 11: tp_dst)           ranked by hits
+//!     tags     [ 8 tags of a byte | 8 tags | … ]                         a bucket is one word
+//!     entries  [ flow w0 w11 | flow w0 w11 | … ]                         only the words that the mask looks at
 //! ```
 //!
-//! A probe touches a slot, and on an equal tag the few words beside it: the flow itself is touched only when it is found.
+//! A flow stands in the bucket that its hash says, or in the next that has room. A probe compares the eight tags of a
+//! bucket at once. Most probes fail, when there are many masks, and those cost that one word; only an equal tag (one
+//! in 255 by chance) leads to an entry, and the flow itself is touched only when it is found.
 
 use std::collections::HashMap;
 
@@ -18,8 +20,11 @@ use super::hash::Seeds;
 use crate::flow::field::WORDS;
 use crate::flow::{Key, Mask, Match};
 
-/// Slots that a new subtable starts with; a power of two.
-const FIRST_SLOTS: usize = 16;
+/// Buckets that a new subtable starts with; a power of two.
+const FIRST_BUCKETS: usize = 2;
+
+/// Flows in a bucket: bytes in a word of tags.
+const SLOTS: usize = 8;
 
 /// From key to flow number, by wildcarded match.
 pub struct Classifier {
@@ -36,21 +41,15 @@ pub struct Subtable {
     mask: Mask,
     /// The words that the mask looks at, with their bits of it.
     words: Box<[(u8, u64)]>,
-    slots: Box<[Slot]>,
-    /// `words.len()` words for each slot.
-    keys: Box<[u64]>,
+    /// A byte for each slot of a bucket, 0 when it is free.
+    tags: Box<[u64]>,
+    /// For each slot its flow's number and then `words.len()` words.
+    entries: Box<[u64]>,
     len: usize,
     /// Hits since the last ranking.
     hits: u64,
     /// A moving average of hits, what the ranking goes by.
     rank: u64,
-}
-
-#[derive(Clone, Copy)]
-struct Slot {
-    /// High half of the hash.
-    tag: u32,
-    flow: u32,
 }
 
 /// No flow has this number.
@@ -104,7 +103,8 @@ impl Classifier {
     /// The flow with exactly this match.
     pub fn find(&self, matching: &Match) -> Option<u32> {
         let subtable = &self.subtables[*self.by_mask.get(matching.mask())?];
-        subtable.find(self.seeds.masked(matching.key().words(), &subtable.words), matching.key())
+        let hash = self.seeds.masked(matching.key().words(), &subtable.words);
+        subtable.search(&subtable.words, hash, matching.key())
     }
 
     /// Adds a flow; answers with the hash to remove it by.
@@ -160,8 +160,8 @@ impl Subtable {
     fn new(mask: &Mask) -> Subtable {
         let words: Box<[(u8, u64)]> =
             mask.words().iter().enumerate().filter(|(_, m)| **m != 0).map(|(i, m)| (i as u8, *m)).collect();
-        let (slots, keys) = storage(FIRST_SLOTS, words.len());
-        Subtable { mask: *mask, words, slots, keys, len: 0, hits: 0, rank: 0 }
+        let (tags, entries) = storage(FIRST_BUCKETS, words.len());
+        Subtable { mask: *mask, words, tags, entries, len: 0, hits: 0, rank: 0 }
     }
 
     pub fn mask(&self) -> &Mask {
@@ -179,133 +179,213 @@ impl Subtable {
 
     /// The flows in it, in no particular order.
     pub fn flows(&self) -> impl Iterator<Item = u32> + '_ {
-        self.slots.iter().filter(|slot| slot.flow != FREE).map(|slot| slot.flow)
+        (0..self.tags.len() * SLOTS).filter(|slot| self.tag_at(*slot) != 0).map(|slot| self.flow_at(slot))
     }
 
-    /// First all hashes, then all probes: the loads of different packets overlap instead of waiting for each other.
     #[inline]
     fn lookup_batch(&self, seeds: &Seeds, keys: &[Key], wanted: u32, found: &mut [u32]) -> u32 {
+        // One body for each usual number of words, so that there are no loops over them.
+        match &*self.words {
+            words @ [_, _] => self.probe(words, seeds, keys, wanted, found),
+            words @ [_, _, _] => self.probe(words, seeds, keys, wanted, found),
+            words @ [_, _, _, _] => self.probe(words, seeds, keys, wanted, found),
+            words @ [_, _, _, _, _] => self.probe(words, seeds, keys, wanted, found),
+            words @ [_, _, _, _, _, _] => self.probe(words, seeds, keys, wanted, found),
+            words => self.probe(words, seeds, keys, wanted, found),
+        }
+    }
+
+    /// First all hashes and tags, then the entries that are worth a look: the loads of different packets overlap
+    /// instead of waiting for each other.
+    #[inline(always)]
+    fn probe(&self, words: &[(u8, u64)], seeds: &Seeds, keys: &[Key], wanted: u32, found: &mut [u32]) -> u32 {
         let mut hashes = [0u64; crate::packet::BATCH];
-        let mut first = [Slot { tag: 0, flow: FREE }; crate::packet::BATCH];
+        let mut promising = 0;
         for i in bits(wanted) {
-            hashes[i] = seeds.masked(keys[i].words(), &self.words);
-            first[i] = self.slots[self.home(hashes[i])];
+            let hash = seeds.masked(keys[i].words(), words);
+            hashes[i] = hash;
+            let tags = self.tags[self.home(hash)];
+            let look = zero_bytes(tags ^ repeated(tag(hash))) != 0 || zero_bytes(tags) == 0;
+            promising |= u32::from(look) << i;
         }
         let mut missed = wanted;
-        for i in bits(wanted) {
-            let mut place = self.home(hashes[i]);
-            let mut slot = first[i];
-            while slot.flow != FREE {
-                if slot.tag == tag(hashes[i]) && self.holds(place, &keys[i]) {
-                    found[i] = slot.flow;
-                    missed &= !(1 << i);
-                    break;
-                }
-                place = (place + 1) & (self.slots.len() - 1);
-                slot = self.slots[place];
+        for i in bits(promising) {
+            if let Some(flow) = self.search(words, hashes[i], &keys[i]) {
+                found[i] = flow;
+                missed &= !(1 << i);
             }
         }
         missed
     }
 
-    /// Whether the words at `place` are those of `key`.
-    #[inline]
-    fn holds(&self, place: usize, key: &Key) -> bool {
-        let n = self.words.len();
-        let words = &self.keys[place * n..place * n + n];
-        words.iter().zip(&self.words).all(|(have, (word, mask))| key.words()[*word as usize] & mask == *have)
-    }
-
-    fn find(&self, hash: u64, key: &Key) -> Option<u32> {
-        let mut place = self.home(hash);
-        while self.slots[place].flow != FREE {
-            if self.slots[place].tag == tag(hash) && self.holds(place, key) {
-                return Some(self.slots[place].flow);
+    /// The flow of `key`, whose masked words have this hash.
+    #[inline(always)]
+    fn search(&self, words: &[(u8, u64)], hash: u64, key: &Key) -> Option<u32> {
+        let size = words.len() + 1;
+        let mut bucket = self.home(hash);
+        loop {
+            let tags = self.tags[bucket];
+            let mut equal = zero_bytes(tags ^ repeated(tag(hash)));
+            while equal != 0 {
+                let at = (bucket * SLOTS + first_byte(equal)) * size;
+                if let [flow, have @ ..] = &self.entries[at..at + size]
+                    && have.iter().zip(words).all(|(have, (word, mask))| key.words()[*word as usize] & mask == *have)
+                {
+                    return Some(*flow as u32);
+                }
+                equal &= equal - 1;
             }
-            place = (place + 1) & (self.slots.len() - 1);
+            if zero_bytes(tags) != 0 {
+                return None;
+            }
+            bucket = self.behind(bucket);
         }
-        None
     }
 
     fn insert(&mut self, seeds: &Seeds, hash: u64, key: &Key, flow: u32) {
-        if (self.len + 1) * 4 > self.slots.len() * 3 {
-            self.resize(seeds, self.slots.len() * 2);
+        // Five eighths full: then one bucket of eight is, and a failing probe hardly ever goes on to the next.
+        if (self.len + 1) * 8 > self.tags.len() * SLOTS * 5 {
+            self.resize(seeds, self.tags.len() * 2);
         }
-        let mut masked = [0; WORDS];
-        for (out, (word, mask)) in masked.iter_mut().zip(&self.words) {
+        let mut entry = [0; WORDS + 1];
+        entry[0] = flow.into();
+        for (out, (word, mask)) in entry[1..].iter_mut().zip(&self.words) {
             *out = key.words()[*word as usize] & mask;
         }
-        self.place(hash, &masked[..self.words.len()], flow);
+        self.place(hash, &entry[..self.size()]);
         self.len += 1;
     }
 
-    fn place(&mut self, hash: u64, words: &[u64], flow: u32) {
-        let mut place = self.home(hash);
-        while self.slots[place].flow != FREE {
-            place = (place + 1) & (self.slots.len() - 1);
+    fn place(&mut self, hash: u64, entry: &[u64]) {
+        let mut bucket = self.home(hash);
+        while zero_bytes(self.tags[bucket]) == 0 {
+            bucket = self.behind(bucket);
         }
-        self.slots[place] = Slot { tag: tag(hash), flow };
-        self.keys[place * words.len()..(place + 1) * words.len()].copy_from_slice(words);
+        let slot = bucket * SLOTS + first_byte(zero_bytes(self.tags[bucket]));
+        self.set_tag(slot, tag(hash));
+        self.entries[slot * entry.len()..(slot + 1) * entry.len()].copy_from_slice(entry);
     }
 
-    /// Takes `flow` out and closes the gap, so that no probe ever has to pass a grave (Knuth, TAOCP 6.4, algorithm R).
+    /// Takes `flow` out, and closes the gap that it leaves in a full bucket, so that no probe ever has to pass a grave
+    /// (Knuth, TAOCP 6.4, algorithm R).
     fn remove(&mut self, seeds: &Seeds, hash: u64, flow: u32) -> bool {
-        let n = self.words.len();
-        let last = self.slots.len() - 1;
-        let mut gap = self.home(hash);
-        while self.slots[gap].flow != flow {
-            if self.slots[gap].flow == FREE {
-                return false;
-            }
-            gap = (gap + 1) & last;
-        }
-        let mut next = gap;
-        loop {
-            next = (next + 1) & last;
-            if self.slots[next].flow == FREE {
-                break;
-            }
-            let home = self.home(seeds.list(&self.keys[next * n..next * n + n]));
-            // Whoever's home lies cyclically in (gap, next] would be lost in front of its home.
-            let stays = if gap <= next { gap < home && home <= next } else { gap < home || home <= next };
-            if !stays {
-                self.slots[gap] = self.slots[next];
-                self.keys.copy_within(next * n..next * n + n, gap * n);
-                gap = next;
+        let Some(mut gap) = self.slot_of(hash, flow) else { return false };
+        let mut bucket = gap / SLOTS;
+        // Whoever had no room in a bucket stands behind it, with only full buckets between. Some bucket is not full.
+        while zero_bytes(self.tags[bucket]) == 0 {
+            bucket = self.behind(bucket);
+            let lost = (bucket * SLOTS..(bucket + 1) * SLOTS).find(|&slot| {
+                // Whose home lies cyclically in (gap, bucket] never passed the gap.
+                let from_home = bucket.wrapping_sub(self.home(seeds.list(&self.entry(slot)[1..])));
+                let from_gap = bucket.wrapping_sub(gap / SLOTS);
+                let last = self.tags.len() - 1;
+                self.tag_at(slot) != 0 && from_home & last >= from_gap & last
+            });
+            if let Some(slot) = lost {
+                let size = self.size();
+                self.entries.copy_within(slot * size..(slot + 1) * size, gap * size);
+                self.set_tag(gap, self.tag_at(slot));
+                gap = slot;
             }
         }
-        self.slots[gap].flow = FREE;
+        self.set_tag(gap, 0);
         self.len -= 1;
-        if self.slots.len() > FIRST_SLOTS && self.len * 8 < self.slots.len() {
-            self.resize(seeds, self.slots.len() / 2);
+        if self.tags.len() > FIRST_BUCKETS && self.len * 8 < self.tags.len() * SLOTS {
+            self.resize(seeds, self.tags.len() / 2);
         }
         true
     }
 
-    fn resize(&mut self, seeds: &Seeds, slots: usize) {
-        let n = self.words.len();
-        let (slots, keys) = storage(slots, n);
-        let old_slots = std::mem::replace(&mut self.slots, slots);
-        let old_keys = std::mem::replace(&mut self.keys, keys);
-        for (place, slot) in old_slots.iter().enumerate().filter(|(_, slot)| slot.flow != FREE) {
-            let words = &old_keys[place * n..place * n + n];
-            self.place(seeds.list(words), words, slot.flow);
+    fn slot_of(&self, hash: u64, flow: u32) -> Option<usize> {
+        let mut bucket = self.home(hash);
+        loop {
+            let slots = bucket * SLOTS..(bucket + 1) * SLOTS;
+            let slot = slots.into_iter().find(|&slot| self.tag_at(slot) != 0 && self.flow_at(slot) == flow);
+            if slot.is_some() || zero_bytes(self.tags[bucket]) != 0 {
+                return slot;
+            }
+            bucket = self.behind(bucket);
         }
+    }
+
+    fn resize(&mut self, seeds: &Seeds, buckets: usize) {
+        let (tags, entries) = storage(buckets, self.words.len());
+        let (old, size) = (std::mem::replace(&mut self.tags, tags), self.size());
+        let old_entries = std::mem::replace(&mut self.entries, entries);
+        for (slot, entry) in old_entries.chunks_exact(size).enumerate() {
+            if byte(&old, slot) != 0 {
+                self.place(seeds.list(&entry[1..]), entry);
+            }
+        }
+    }
+
+    /// Words in an entry.
+    fn size(&self) -> usize {
+        self.words.len() + 1
+    }
+
+    fn entry(&self, slot: usize) -> &[u64] {
+        &self.entries[slot * self.size()..(slot + 1) * self.size()]
+    }
+
+    fn flow_at(&self, slot: usize) -> u32 {
+        self.entries[slot * self.size()] as u32
+    }
+
+    fn tag_at(&self, slot: usize) -> u8 {
+        byte(&self.tags, slot)
+    }
+
+    fn set_tag(&mut self, slot: usize, tag: u8) {
+        let shift = slot % SLOTS * 8;
+        let tags = &mut self.tags[slot / SLOTS];
+        *tags = *tags & !(0xff << shift) | u64::from(tag) << shift;
     }
 
     #[inline]
     fn home(&self, hash: u64) -> usize {
-        hash as usize & (self.slots.len() - 1)
+        hash as usize & (self.tags.len() - 1)
+    }
+
+    #[inline]
+    fn behind(&self, bucket: usize) -> usize {
+        (bucket + 1) & (self.tags.len() - 1)
     }
 }
 
+/// From other bits than [`Subtable::home`]; never 0, which is a free slot's.
 #[inline]
-fn tag(hash: u64) -> u32 {
-    (hash >> 32) as u32
+fn tag(hash: u64) -> u8 {
+    ((hash >> 56) as u8).max(1)
 }
 
-fn storage(slots: usize, words: usize) -> (Box<[Slot]>, Box<[u64]>) {
-    (vec![Slot { tag: 0, flow: FREE }; slots].into_boxed_slice(), vec![0; slots * words].into_boxed_slice())
+const ONES: u64 = 0x0101_0101_0101_0101;
+
+#[inline]
+fn repeated(byte: u8) -> u64 {
+    u64::from(byte) * ONES
+}
+
+/// The top bit of each byte that is 0 (Warren, Hacker's Delight, 6-1).
+#[inline]
+fn zero_bytes(word: u64) -> u64 {
+    const LOW: u64 = 0x7f * ONES;
+    !(((word & LOW) + LOW) | word | LOW)
+}
+
+/// The number of the byte that the lowest set bit is in.
+#[inline]
+fn first_byte(word: u64) -> usize {
+    word.trailing_zeros() as usize / 8
+}
+
+fn byte(words: &[u64], n: usize) -> u8 {
+    (words[n / 8] >> (n % 8 * 8)) as u8
+}
+
+fn storage(buckets: usize, words: usize) -> (Box<[u64]>, Box<[u64]>) {
+    let zeros = |n: usize| vec![0; n].into_boxed_slice();
+    (zeros(buckets), zeros(buckets * SLOTS * (words + 1)))
 }
 
 /// The positions of the set bits, lowest first.
@@ -409,6 +489,32 @@ mod tests {
             }
             let subtables: std::collections::HashSet<Mask> = linear.iter().map(|(m, ..)| *m.mask()).collect();
             prop_assert_eq!(classifier.subtables().len(), subtables.len());
+        }
+    }
+
+    #[test]
+    fn flows_that_found_their_bucket_full_outlive_those_that_filled_it() {
+        let host = |n: u32| {
+            let mut key = Key::ZERO;
+            key.set(Field::Ipv4Src, n);
+            let mut mask = Mask::EMPTY;
+            mask.add_field(Field::Ipv4Src);
+            Match::new(&key, &mask)
+        };
+        for count in [10u32, 80, 5_000] {
+            let mut classifier = Classifier::new(Seeds::random());
+            let hashes: Vec<u64> = (0..count).map(|n| classifier.insert(&host(n), n)).collect();
+            for step in [3, 2, 1] {
+                for n in (0..count).step_by(step) {
+                    if classifier.find(&host(n)).is_some() {
+                        classifier.remove(&host(n), hashes[n as usize], n);
+                        assert_eq!(classifier.find(&host(n)), None);
+                    }
+                }
+                let left = (0..count).filter(|&n| classifier.lookup(host(n).key()) == Some(n)).count();
+                assert_eq!(left, classifier.len());
+            }
+            assert!(classifier.subtables().is_empty());
         }
     }
 

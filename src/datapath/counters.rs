@@ -17,6 +17,11 @@ macro_rules! counters {
             pub fn list(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($field), self.$field.get()),)*]
             }
+
+            /// The count of this name; 0 for a name that there is not.
+            pub fn get(&self, name: &str) -> u64 {
+                self.list().into_iter().find(|(known, _)| *known == name).map_or(0, |(_, n)| n)
+            }
         }
     };
 }

@@ -4,7 +4,8 @@
 //! still the flow it was. A key is entered once in about [`INSERT_ONE_IN`] lookups that passed the cache by, so that a
 //! flood of short flows does not wash out the long ones.
 //!
-//! When few of the lookups hit, the cache costs more than it saves: then it is passed by for a while and tried again.
+//! Asking it costs about as much as asking half a subtable, and a hit saves the subtables that the classifier would
+//! have asked. When the hits do not pay for the asking, the cache is passed by for a while and tried again.
 
 use super::flows::{FlowRef, Flows};
 use crate::flow::Key;
@@ -15,11 +16,11 @@ pub const ENTRIES: usize = 8_192;
 /// A missed key is entered about once in this many times.
 pub const INSERT_ONE_IN: u32 = 32;
 
-/// Lookups after which the share of hits is judged.
+/// Lookups after which it is judged whether the cache pays.
 const WINDOW: u32 = 8_192;
-/// The cache rests when fewer than one in this many lookups of a window hit…
-const WORTHWHILE_ONE_IN: u32 = 4;
-/// …for this many windows.
+/// It pays when its hits save this many eighths of a subtable for each lookup…
+const PRICE_EIGHTHS: u64 = 4;
+/// …else it rests for this many windows.
 const REST: u32 = 32;
 
 /// The exact-match cache of one poller.
@@ -30,6 +31,9 @@ pub struct Emc {
     lottery: u32,
     lookups: u32,
     hits: u32,
+    /// What the classifier found of the lookups that did not hit, and how many subtables it asked for those.
+    passed: u32,
+    probes: u64,
     /// Lookups left until the cache is tried again.
     resting: u32,
 }
@@ -54,6 +58,8 @@ impl Emc {
             lottery: 1,
             lookups: 0,
             hits: 0,
+            passed: 0,
+            probes: 0,
             resting: 0,
         }
     }
@@ -67,12 +73,21 @@ impl Emc {
         }
         self.lookups += lookups;
         if self.lookups >= WINDOW {
-            if self.hits < self.lookups / WORTHWHILE_ONE_IN {
+            // A hit saves what the others cost: probes / passed.
+            let saved = u64::from(self.hits) * self.probes * 8;
+            if saved < u64::from(self.lookups) * u64::from(self.passed) * PRICE_EIGHTHS {
                 self.resting = WINDOW * REST;
             }
-            (self.lookups, self.hits) = (0, 0);
+            (self.lookups, self.hits, self.passed, self.probes) = (0, 0, 0, 0);
         }
         true
+    }
+
+    /// Accounts for `found` lookups that did not hit, for which the classifier asked `probes` subtables in all.
+    #[inline]
+    pub fn passed(&mut self, found: u32, probes: u64) {
+        self.passed += found;
+        self.probes += probes;
     }
 
     /// The live flow of `key`.
@@ -80,7 +95,7 @@ impl Emc {
     pub fn lookup(&mut self, key: &Key, hash: u64, flows: &Flows) -> Option<u32> {
         for place in places(hash) {
             let tag = &self.tags[place];
-            if tag.hash == hash as u32 && flows.is_live(tag.flow) && self.keys[place] == *key {
+            if tag.hash == hash as u32 && flows.is_live(tag.flow) && same(&self.keys[place], key) {
                 self.hits += 1;
                 return Some(tag.flow.index);
             }
@@ -114,6 +129,12 @@ impl Emc {
     }
 }
 
+/// Equality of keys, without the call and the branches of a `memcmp`.
+#[inline]
+fn same(a: &Key, b: &Key) -> bool {
+    a.words().iter().zip(b.words()).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
+}
+
 #[inline]
 fn places(hash: u64) -> [usize; 2] {
     // The tag takes the low 32 bits, the places bits above: equal places do not make equal tags.
@@ -132,6 +153,7 @@ mod tests {
             let flow = Flow {
                 ufid: Ufid(0),
                 matching: Match::new(&Key::ZERO, &Mask::EMPTY),
+                born: 0,
                 hash: 0,
                 created: std::time::Instant::now(),
                 decision: None,
@@ -182,14 +204,36 @@ mod tests {
         assert_eq!(emc.lookup(&key(2), hash, &flows), Some(1));
     }
 
+    /// Of [`WINDOW`] × ([`REST`] + 2) lookups, those that the cache was asked for, when one in `one_in` hits and the others
+    /// take `probes` subtables.
+    fn asked(one_in: u32, probes: u64) -> u32 {
+        let flows = flows(1);
+        let mut emc = Emc::new();
+        emc.insert(&key(1), 77, flows.reference(0), &flows);
+        let mut asked = 0;
+        for i in 0..WINDOW * (REST + 2) {
+            if emc.is_worthwhile(1) {
+                asked += 1;
+                if i % one_in == 0 {
+                    emc.lookup(&key(1), 77, &flows);
+                } else {
+                    emc.passed(1, probes);
+                }
+            }
+        }
+        asked
+    }
+
     #[test]
     fn a_cache_that_hardly_hits_is_passed_by_and_tried_again() {
-        let mut emc = Emc::new();
-        let mut asked = 0;
-        for _ in 0..WINDOW * (REST + 2) {
-            asked += u32::from(emc.is_worthwhile(1));
-        }
+        let asked = asked(4, 1);
         assert!(asked >= 2 * WINDOW - 1, "tried again: {asked}");
         assert!(asked < 3 * WINDOW, "passed by: {asked}");
+    }
+
+    #[test]
+    fn rare_hits_pay_where_each_saves_many_subtables() {
+        assert_eq!(asked(4, 10), WINDOW * (REST + 2));
+        assert_eq!(asked(1, 1), WINDOW * (REST + 2));
     }
 }

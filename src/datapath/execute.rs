@@ -2,22 +2,54 @@
 
 use super::counters::Fate;
 use super::output::Outputs;
-use crate::flow::{Action, Actions};
+use crate::flow::{Action, Actions, PortNo};
 use crate::packet::edit::{self, EditError};
 use crate::packet::{Packet, Pool};
 
-/// Executes `actions` on `packets` in order and leaves the list empty: each packet is gathered for its ports, or dropped and counted.
-#[inline]
-pub fn execute(actions: &Actions, packets: &mut Vec<Packet>, outputs: &mut Outputs, pool: &mut Pool, fate: &Fate) {
-    if let [Action::Output(port)] = **actions {
-        outputs.gather_all(port, packets, pool, fate);
-        return;
+/// Actions in short: the two usual kinds are told without a look at the list, which lies in memory of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// No packet leaves.
+    Drop,
+    /// Packets leave by one port as they are.
+    Output(PortNo),
+    /// Anything else: as the list says.
+    List,
+}
+
+impl Way {
+    pub fn of(actions: &Actions) -> Way {
+        match **actions {
+            [Action::Output(port)] => Way::Output(port),
+            _ if actions.is_drop() => Way::Drop,
+            _ => Way::List,
+        }
     }
-    let Some(last) = actions.iter().rposition(|action| matches!(action, Action::Output(_))) else {
-        fate.dropped_by_action.add(packets.len() as u64);
-        pool.give_all(packets);
-        return;
-    };
+}
+
+/// Executes `actions`, which `way` tells in short, on `packets` in order and leaves the list empty: each packet is gathered for its
+/// ports, or dropped and counted.
+#[inline]
+pub fn execute(
+    way: Way,
+    actions: &Actions,
+    packets: &mut Vec<Packet>,
+    outputs: &mut Outputs,
+    pool: &mut Pool,
+    fate: &Fate,
+) {
+    match way {
+        Way::Output(port) => outputs.gather_all(port, packets, pool, fate),
+        Way::Drop => {
+            fate.dropped_by_action.add(packets.len() as u64);
+            pool.give_all(packets);
+        }
+        Way::List => execute_list(actions, packets, outputs, pool, fate),
+    }
+}
+
+fn execute_list(actions: &Actions, packets: &mut Vec<Packet>, outputs: &mut Outputs, pool: &mut Pool, fate: &Fate) {
+    let Some(last) = actions.iter().rposition(|action| matches!(action, Action::Output(_))) else { return };
     for action in &actions[..last] {
         match action {
             Action::Output(port) => {

@@ -8,6 +8,7 @@
 
 use std::time::Instant;
 
+use super::execute::Way;
 use crate::flow::{Actions, Match, Ufid};
 use crate::offload::mark::Mark;
 use crate::offload::{FlowStats, OffloadCell};
@@ -25,7 +26,8 @@ pub struct FlowRef {
 /// What a packet needs of its flow.
 #[repr(align(64))]
 pub struct Hot {
-    pub actions: Actions,
+    actions: Actions,
+    way: Way,
     pub packets: u64,
     pub bytes: u64,
     /// When the last packet came, in nanoseconds on the datapath's clock; 0 = never.
@@ -39,6 +41,24 @@ pub struct Hot {
     pub group: u16,
 }
 
+impl Hot {
+    #[inline]
+    pub fn actions(&self) -> &Actions {
+        &self.actions
+    }
+
+    /// The actions in short.
+    #[inline]
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    pub fn set_actions(&mut self, actions: Actions) {
+        self.way = Way::of(&actions);
+        self.actions = actions;
+    }
+}
+
 /// The epoch of flows added by hand: later than any.
 pub const BY_HAND: u64 = u64::MAX;
 
@@ -49,6 +69,8 @@ pub const NO_GROUP: u16 = u16::MAX;
 pub struct Flow {
     pub ufid: Ufid,
     pub matching: Match,
+    /// How many flows this table had made before it.
+    pub born: u64,
     /// The hash of its masked key in its subtable.
     pub hash: u64,
     pub created: Instant,
@@ -117,6 +139,7 @@ impl Flows {
         let index = self.free.pop().unwrap_or_else(|| {
             self.hot.push(Hot {
                 actions: Actions::drop(),
+                way: Way::Drop,
                 packets: 0,
                 bytes: 0,
                 used_ns: 0,
@@ -129,7 +152,8 @@ impl Flows {
             self.slots() - 1
         });
         let hot = &mut self.hot[index as usize];
-        (hot.actions, hot.epoch) = (actions, epoch);
+        hot.set_actions(actions);
+        hot.epoch = epoch;
         (hot.packets, hot.bytes, hot.used_ns, hot.tcp_flags) = (0, 0, 0, 0);
         self.flows[index as usize] = Some(flow);
         self.live += 1;
@@ -140,7 +164,7 @@ impl Flows {
     pub fn remove(&mut self, index: u32) -> Option<Flow> {
         let flow = self.flows.get_mut(index as usize)?.take()?;
         let hot = &mut self.hot[index as usize];
-        hot.actions = Actions::drop();
+        hot.set_actions(Actions::drop());
         // 0 belongs to no flow.
         hot.generation = hot.generation.checked_add(1).unwrap_or(1);
         self.free.push(index);
@@ -202,6 +226,7 @@ mod tests {
         Flow {
             ufid: Ufid(1),
             matching: Match::new(&Key::ZERO, &Mask::EMPTY),
+            born: 0,
             hash: 0,
             created: Instant::now(),
             decision: None,

@@ -35,7 +35,7 @@ impl Seeds {
     }
 
     /// What [`list`](Seeds::list) says of the masked words of a key: `words` says which, and which bits of them.
-    #[inline]
+    #[inline(always)]
     pub fn masked(&self, key: &[u64; WORDS], words: &[(u8, u64)]) -> u64 {
         let word = |(index, mask): (u8, u64)| key[index as usize] & mask;
         let mut sum = 0u128;

@@ -29,7 +29,7 @@ pub enum Message {
     AddOutput(PortNo, Box<Output>, oneshot::Sender<()>),
     /// Closes the port's queues and deletes the flows of packets from it; answers with the flows deleted.
     RemovePort(PortNo, oneshot::Sender<usize>),
-    Add(NewFlow, oneshot::Sender<Result<(), FlowError>>),
+    Add(Box<NewFlow>, oneshot::Sender<Result<(), FlowError>>),
     /// Replaces the actions of one flow, which from then on counts as added by hand; answers with its counts until then.
     Modify(Which, Change, oneshot::Sender<Option<FlowView>>),
     Delete(Which, oneshot::Sender<Option<FlowView>>),
@@ -41,13 +41,14 @@ pub enum Message {
     Stop,
 }
 
-/// A flow to be added by hand.
+/// A flow to be added.
 #[derive(Clone, Debug)]
 pub struct NewFlow {
+    /// `None`: named after its match.
     pub ufid: Option<Ufid>,
     pub matching: Match,
     pub actions: Actions,
-    /// From [`Shared::decision_number`](super::shared::Shared::decision_number): one for all pollers.
+    /// From [`Shared::decision_number`](super::shared::Shared::decision_number); one for all pollers when added by hand.
     pub number: u64,
 }
 
@@ -66,7 +67,7 @@ pub struct Change {
 pub enum Which {
     Ufid(Ufid),
     /// Exactly this match.
-    Match(Match),
+    Match(Box<Match>),
 }
 
 /// Why a flow was not added.
@@ -103,6 +104,8 @@ pub struct Page {
 pub struct Job {
     next: u32,
     end: u32,
+    /// Flows born from here on came after the request.
+    births: u64,
     from_port: Option<PortNo>,
     deleted: usize,
     done: oneshot::Sender<usize>,
@@ -111,7 +114,8 @@ pub struct Job {
 impl Job {
     /// Deletes the flows there are now; with a port, those of packets from it.
     pub fn delete(pipeline: &Pipeline, from_port: Option<PortNo>, done: oneshot::Sender<usize>) -> Job {
-        Job { next: 0, end: pipeline.table.flows.slots(), from_port, deleted: 0, done }
+        let (end, births) = (pipeline.table.flows.slots(), pipeline.table.births());
+        Job { next: 0, end, births, from_port, deleted: 0, done }
     }
 
     /// Goes on by a slice; gives itself back until it is done and has answered.
@@ -119,7 +123,7 @@ impl Job {
         let to = self.end.min(self.next.saturating_add(SLICE));
         for index in self.next..to {
             let Some(flow) = pipeline.table.flows.get(index) else { continue };
-            if self.from_port.is_none_or(|port| is_from(flow, port)) {
+            if flow.born < self.births && self.from_port.is_none_or(|port| is_from(flow, port)) {
                 pipeline.delete(now, index);
                 self.deleted += 1;
             }
@@ -147,7 +151,7 @@ impl Pipeline {
             Some(index) => drop(self.delete(now, index)),
             None => {}
         }
-        self.table.insert(now, flow.matching, flow.ufid, flow.actions, Maker::Hand, 0, flow.number);
+        self.table.insert(now, flow, Maker::Hand);
         Ok(())
     }
 
@@ -210,7 +214,7 @@ impl Pipeline {
         Some(FlowView {
             ufid: flow.ufid,
             matching: flow.matching,
-            actions: hot.actions.clone(),
+            actions: hot.actions().clone(),
             stats: self.table.flows.stats(index),
             tcp_flags: hot.tcp_flags,
             by_hand: flow.is_by_hand(),

@@ -28,3 +28,6 @@ pub mod sweep;
 pub mod switch;
 pub mod table;
 pub mod upcall;
+
+#[cfg(test)]
+mod tests;

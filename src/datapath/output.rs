@@ -65,9 +65,13 @@ impl Outputs {
     }
 
     /// Closes the way out; only between batches, when nothing is gathered.
-    pub fn remove(&mut self, port: PortNo) {
-        if let Some(slot) = self.ports.get_mut(port.0 as usize) {
-            *slot = None;
+    pub fn remove(&mut self, port: PortNo, pool: &mut Pool, fate: &Fate) {
+        let removed = self.ports.get_mut(port.0 as usize).and_then(Option::take);
+        if let Some(mut output) = removed
+            && let Tx::Served(owner) = &mut output.tx
+        {
+            let left = owner.close(pool);
+            output.count(left, fate);
         }
     }
 
@@ -78,8 +82,11 @@ impl Outputs {
             Some(Some(output)) => {
                 if output.gathered.is_empty() {
                     self.pending.push(port);
+                    // Packets are not moved one by one when the list can be: it is empty, and so is what the caller gets.
+                    std::mem::swap(&mut output.gathered, packets);
+                } else {
+                    output.gathered.append(packets);
                 }
-                output.gathered.append(packets);
             }
             _ => {
                 fate.dropped_no_port.add(packets.len() as u64);

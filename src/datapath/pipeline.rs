@@ -18,14 +18,14 @@ use std::time::Instant;
 
 use super::classifier::bits;
 use super::counters::PollerCounters;
-use super::execute::execute;
+use super::execute::{Way, execute};
 use super::flows::NO_GROUP;
 use super::hash::Seeds;
 use super::output::Outputs;
 use super::shared::Shared;
 use super::table::FlowTable;
 use crate::flow::{Field, Key};
-use crate::packet::extract::extract;
+use crate::packet::extract::{extract, extract_into};
 use crate::packet::{BATCH, Packet, Pool};
 
 /// A frame shorter than this is no Ethernet frame.
@@ -44,16 +44,21 @@ pub struct Pipeline {
     hashes: Box<[u64; BATCH]>,
     found: Box<[u32; BATCH]>,
     groups: Vec<Group>,
-    missed: Vec<(Packet, Key, u64)>,
+    /// Packets for upcalls, with whether a lookup counter has them already.
+    missed: Vec<(Packet, Key, bool)>,
     one: Vec<Packet>,
 }
 
-/// The packets of a batch that belong to one flow, in the order they came.
+/// The packets of a batch that belong to one flow.
 #[derive(Default)]
 struct Group {
     flow: u32,
+    count: u32,
     bytes: u64,
     tcp_flags: u16,
+    /// `None`: the flow is gone.
+    way: Option<Way>,
+    /// In the order they came; filled only when the groups of a batch go different ways.
     packets: Vec<Packet>,
 }
 
@@ -85,7 +90,8 @@ impl Pipeline {
         let unmarked = self.find_by_mark(packets);
         let missed = self.find_by_key(packets, unmarked);
         let groups = self.group(packets, unmarked, missed);
-        self.execute_groups(now, groups);
+        let way = self.settle(now, groups);
+        self.execute(packets, groups, missed, way);
         self.upcalls(now);
         counters.doings.tx_batches.add(self.outputs.flush(now, &mut self.pool, &counters.fate));
     }
@@ -135,7 +141,7 @@ impl Pipeline {
             return 0;
         }
         for i in bits(unmarked) {
-            self.keys[i] = extract(&packets[i]);
+            extract_into(&packets[i], &mut self.keys[i]);
             self.hashes[i] = self.seeds.key(&self.keys[i]);
         }
         let mut wanted = unmarked;
@@ -160,6 +166,7 @@ impl Pipeline {
         let (missed, more) = self.table.decided.lookup_batch(&self.keys[..], wanted, &mut self.found[..]);
         let hits = asked ^ missed;
         if ask_emc {
+            self.table.emc.passed(hits.count_ones(), probes + more);
             for i in bits(hits) {
                 let flow = self.table.flows.reference(self.found[i]);
                 self.table.emc.offer(&self.keys[i], self.hashes[i], flow, &self.table.flows);
@@ -170,13 +177,13 @@ impl Pipeline {
         missed
     }
 
-    /// Sorts the packets into one group a flow, and those without one into `missed`. Answers with the number of groups.
+    /// Finds the groups of the packets that have a flow, one a flow, and answers with their number. From here on `found`
+    /// says which group, not which flow.
     #[inline]
-    fn group(&mut self, packets: &mut Vec<Packet>, keyed: u32, missed: u32) -> usize {
+    fn group(&mut self, packets: &[Packet], keyed: u32, missed: u32) -> usize {
         let mut groups = 0;
-        for (i, packet) in packets.drain(..).enumerate() {
+        for (i, packet) in packets.iter().enumerate() {
             if missed & (1 << i) != 0 {
-                self.missed.push((packet, self.keys[i], self.hashes[i]));
                 continue;
             }
             let flow = self.found[i];
@@ -186,51 +193,82 @@ impl Pipeline {
                 if groups == self.groups.len() {
                     self.groups.push(Group { packets: Vec::with_capacity(BATCH), ..Group::default() });
                 }
-                self.groups[groups].flow = flow;
+                let group = &mut self.groups[groups];
+                (group.flow, group.count, group.bytes, group.tcp_flags) = (flow, 0, 0, 0);
                 groups += 1;
             }
+            self.found[i] = hot.group.into();
             let group = &mut self.groups[hot.group as usize];
+            group.count += 1;
             group.bytes += packet.len() as u64;
             if keyed & (1 << i) != 0 {
                 group.tcp_flags |= self.keys[i].get(Field::TcpFlags) as u16;
             }
-            group.packets.push(packet);
         }
         groups
     }
 
-    /// Executes each group's actions, after deciding anew for a flow that is older than the rules.
-    fn execute_groups(&mut self, now: Instant, groups: usize) {
+    /// Counts each group for its flow, after deciding anew for a flow that is older than the rules. Answers with the way
+    /// that all of them go, if they do.
+    #[inline]
+    fn settle(&mut self, now: Instant, groups: usize) -> Option<Way> {
         if groups == 0 {
-            return;
+            return None;
         }
         let nanos = self.shared.nanos(now);
         let epoch = self.epoch();
+        let mut same = true;
         for i in 0..groups {
             let flow = self.groups[i].flow;
-            self.table.flows.hot_mut(flow).group = NO_GROUP;
-            if self.table.flows.hot(flow).epoch < epoch && !self.revalidate(now, flow) {
-                self.send_to_upcall(i);
+            let hot = self.table.flows.hot_mut(flow);
+            hot.group = NO_GROUP;
+            if hot.epoch < epoch && !self.revalidate(now, flow) {
+                self.groups[i].way = None;
+                same = false;
                 continue;
             }
             let group = &mut self.groups[i];
             let hot = self.table.flows.hot_mut(flow);
-            hot.packets += group.packets.len() as u64;
-            hot.bytes += std::mem::take(&mut group.bytes);
-            hot.tcp_flags |= std::mem::take(&mut group.tcp_flags);
+            hot.packets += u64::from(group.count);
+            hot.bytes += group.bytes;
+            hot.tcp_flags |= group.tcp_flags;
             hot.used_ns = nanos;
-            execute(&hot.actions, &mut group.packets, &mut self.outputs, &mut self.pool, &self.counters.fate);
+            let way = hot.way();
+            group.way = Some(way);
+            // Two lists are not compared.
+            same &= i == 0 || (way != Way::List && self.groups[0].way == Some(way));
         }
+        self.groups[0].way.filter(|_| same)
     }
 
-    /// The flow of group `i` is gone: its packets are decided one by one, before those that came without a flow.
-    #[cold]
-    fn send_to_upcall(&mut self, i: usize) {
-        let group = &mut self.groups[i];
-        (group.bytes, group.tcp_flags) = (0, 0);
-        for packet in group.packets.drain(..) {
-            let key = extract(&packet);
-            self.missed.push((packet, key, self.seeds.key(&key)));
+    /// Executes the actions of each group, on all packets at once if they all go one `way`.
+    #[inline]
+    fn execute(&mut self, packets: &mut Vec<Packet>, groups: usize, missed: u32, way: Option<Way>) {
+        let (outputs, pool, fate) = (&mut self.outputs, &mut self.pool, &self.counters.fate);
+        if let Some(way) = way
+            && missed == 0
+        {
+            let actions = self.table.flows.hot(self.groups[0].flow).actions();
+            execute(way, actions, packets, outputs, pool, fate);
+            return;
+        }
+        for (i, packet) in packets.drain(..).enumerate() {
+            if missed & (1 << i) != 0 {
+                self.missed.push((packet, self.keys[i], false));
+            } else {
+                self.groups[self.found[i] as usize].packets.push(packet);
+            }
+        }
+        for group in &mut self.groups[..groups] {
+            if let Some(way) = group.way {
+                execute(way, self.table.flows.hot(group.flow).actions(), &mut group.packets, outputs, pool, fate);
+                continue;
+            }
+            // The flow is gone: its packets are decided one by one. They stay counted by how they found the flow.
+            for packet in group.packets.drain(..) {
+                let key = extract(&packet);
+                self.missed.push((packet, key, true));
+            }
         }
     }
 
@@ -241,9 +279,9 @@ impl Pipeline {
         }
         let begun = Instant::now();
         let mut missed = std::mem::take(&mut self.missed);
-        for (packet, key, _) in missed.drain(..) {
+        for (packet, key, counted) in missed.drain(..) {
             self.one.push(packet);
-            self.upcall(now, &key);
+            self.upcall(now, &key, counted);
         }
         self.missed = missed;
         self.counters.doings.upcall_ns.add(begun.elapsed().as_nanos() as u64);

@@ -63,7 +63,8 @@ pub struct Poller {
     sweep: Sweep,
     jobs: VecDeque<Job>,
     batch: Vec<Packet>,
-    stations_epoch: u64,
+    /// Of rules and of stations, when the sweep was last hastened for them.
+    epochs: (u64, u64),
 }
 
 impl Drop for Receiver {
@@ -89,7 +90,7 @@ impl Poller {
             sweep: Sweep::new(now),
             jobs: VecDeque::new(),
             batch: Vec::with_capacity(BATCH),
-            stations_epoch: 0,
+            epochs: (0, 0),
         }
     }
 
@@ -161,9 +162,10 @@ impl Poller {
         {
             self.jobs.push_back(rest);
         }
-        let stations_epoch = self.pipeline.shared.slowpath.stations_epoch();
-        if self.stations_epoch != stations_epoch {
-            self.stations_epoch = stations_epoch;
+        let slowpath = &self.pipeline.shared.slowpath;
+        let epochs = (slowpath.epoch(), slowpath.stations_epoch());
+        if self.epochs != epochs {
+            self.epochs = epochs;
             self.sweep.hasten(now);
         }
         if self.sweep.slice(now, &mut self.pipeline) {
@@ -185,10 +187,10 @@ impl Poller {
             }
             Message::RemovePort(port, done) => {
                 self.receivers.retain(|receiver| receiver.port != port);
-                pipeline.outputs.remove(port);
+                pipeline.outputs.remove(port, &mut pipeline.pool, &pipeline.counters.fate);
                 self.jobs.push_back(Job::delete(pipeline, Some(port), done));
             }
-            Message::Add(flow, reply) => drop(reply.send(pipeline.add_flow(now, flow))),
+            Message::Add(flow, reply) => drop(reply.send(pipeline.add_flow(now, *flow))),
             Message::Modify(which, change, reply) => drop(reply.send(pipeline.modify_flow(now, &which, change))),
             Message::Delete(which, reply) => drop(reply.send(pipeline.delete_flow(now, &which))),
             Message::Get(which, reply) => drop(reply.send(pipeline.get_flow(&which))),

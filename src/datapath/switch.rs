@@ -26,7 +26,7 @@ use super::table::{FlowTable, Namer};
 use crate::flow::text::PortNames;
 use crate::flow::{Actions, Match, PortNo, Ufid};
 use crate::offload::Offload;
-use crate::offload::backend::Front;
+use crate::offload::backend::{Front, PortCounts};
 use crate::port::handoff::{self, HandoffTx, OwnerTx};
 use crate::port::{self, InjectError, OpenError, Port, PortInfo, PortSpec, RxProgress, TxQueue};
 
@@ -37,7 +37,7 @@ pub struct Switch {
     /// What the device does to receive queues; `None` without a device.
     front: Option<Arc<dyn Front>>,
     pollers: Vec<PollerHandle>,
-    ports: Mutex<BTreeMap<PortNo, OpenPort>>,
+    ports: Mutex<Ports>,
     /// Receive queues that wait for [`Switch::begin`]; `None` afterwards.
     waiting: Mutex<Option<Vec<(usize, Receiver)>>>,
 }
@@ -50,6 +50,14 @@ struct PollerHandle {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// The ports there are, and those on their way.
+#[derive(Default)]
+struct Ports {
+    open: BTreeMap<PortNo, OpenPort>,
+    /// Names and numbers of ports that are being opened or closed: nobody else may have them meanwhile.
+    reserved: BTreeMap<PortNo, String>,
+}
+
 struct OpenPort {
     port: Box<dyn Port>,
     limits: Arc<PortLimits>,
@@ -57,6 +65,15 @@ struct OpenPort {
     counters: Vec<Arc<PortCounters>>,
     /// The poller of each receive queue.
     queues: Vec<usize>,
+}
+
+/// A port that pollers do not know yet.
+struct Opened {
+    number: PortNo,
+    /// One a poller.
+    outputs: Vec<Output>,
+    /// Each with its poller.
+    receivers: Vec<(usize, Receiver)>,
 }
 
 /// How many pollers there are and where they run.
@@ -135,12 +152,12 @@ impl Switch {
         Ok(Switch { shared, offload, front, pollers, ports: Mutex::default(), waiting })
     }
 
-    /// Opens a port and lets packets in and out.
+    /// Opens a port and lets packets in and out. To be run to its end: a future dropped before leaves a port half open.
     ///
     /// # Errors
     /// Name or number taken, or the device cannot be opened; then nothing has changed.
     pub async fn add_port(&self, spec: &PortSpec) -> Result<PortNo, AddPortError> {
-        let (number, outputs, receivers) = self.open_port(spec)?;
+        let Opened { number, outputs, receivers } = self.open_port(spec)?;
         let opened: Vec<_> = self
             .pollers
             .iter()
@@ -155,7 +172,8 @@ impl Switch {
             Some(waiting) => waiting.extend(receivers),
             None => self.receive_from(receivers),
         }
-        log::info!(target: "port", "{}: added as port {number} ({:?})", spec.name, spec.kind);
+        self.ports().reserved.remove(&number);
+        log::info!(target: "port", "{}: added as port {number} ({})", spec.name, spec.kind);
         Ok(number)
     }
 
@@ -177,26 +195,23 @@ impl Switch {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the device and enters it in the table of ports.
-    fn open_port(&self, spec: &PortSpec) -> Result<(PortNo, Vec<Output>, Vec<(usize, Receiver)>), AddPortError> {
+    /// Opens the device and enters it in the table of ports. The table is not locked while the device opens.
+    fn open_port(&self, spec: &PortSpec) -> Result<Opened, AddPortError> {
+        let number = self.ports().reserve(spec)?;
+        let opened = self.open_device(spec, number);
         let mut ports = self.ports();
-        if ports.values().any(|open| open.port.info().name == spec.name) {
-            return Err(AddPortError::Name(spec.name.clone()));
-        }
-        let number = match spec.number {
-            Some(number) => number,
-            None => lowest_free(&ports).ok_or_else(|| AddPortError::Full(spec.name.clone()))?,
-        };
-        if let Some(taken) = ports.get(&number) {
-            let by = taken.port.info().name.clone();
-            return Err(AddPortError::Number { name: spec.name.clone(), number, by });
-        }
+        let (open, opened) = opened.inspect_err(|_| drop(ports.reserved.remove(&number)))?;
+        ports.open.insert(number, open);
+        Ok(opened)
+    }
+
+    fn open_device(&self, spec: &PortSpec, number: PortNo) -> Result<(OpenPort, Opened), AddPortError> {
         let mut port = port::open(spec, number)?;
         let info = port.info().clone();
         let limits = Arc::new(PortLimits { mtu: AtomicU32::new(port.mtu() as u32) });
         let counters: Vec<Arc<PortCounters>> = self.pollers.iter().map(|_| Arc::default()).collect();
         let queues = port.take_rx();
-        let owners = self.spread(&ports, queues.len());
+        let owners = self.spread(queues.len());
         let ways = self
             .open_ways_out(port.as_mut(), owners.first().copied().unwrap_or(0))
             .map_err(|source| AddPortError::Transmit { name: spec.name.clone(), source })?;
@@ -222,14 +237,14 @@ impl Switch {
                 (poller, Receiver { port: number, queue, progress, counters })
             })
             .collect();
-        ports.insert(number, OpenPort { port, limits, counters, queues: owners });
-        Ok((number, outputs, receivers))
+        let open = OpenPort { port, limits, counters, queues: owners };
+        Ok((open, Opened { number, outputs, receivers }))
     }
 
     /// Chooses a poller for each of `n` receive queues: whoever has the fewest.
-    fn spread(&self, ports: &BTreeMap<PortNo, OpenPort>, n: usize) -> Vec<usize> {
+    fn spread(&self, n: usize) -> Vec<usize> {
         let mut load = vec![0usize; self.pollers.len()];
-        for poller in ports.values().flat_map(|open| &open.queues) {
+        for poller in self.ports().open.values().flat_map(|open| &open.queues) {
             load[*poller] += 1;
         }
         (0..n)
@@ -269,10 +284,18 @@ impl Switch {
             .collect())
     }
 
-    /// Closes a port and deletes the flows of packets from it. Answers with its name; `None` when there is no such port.
+    /// Closes a port and deletes the flows of packets from it. To be run to its end, as [`Switch::add_port`]. Answers with its name; `None` when there is no such port.
     pub async fn remove_port(&self, number: PortNo) -> Option<String> {
-        let open = self.ports().remove(&number)?;
-        let name = open.port.info().name.clone();
+        let (open, name) = {
+            let mut ports = self.ports();
+            if ports.reserved.contains_key(&number) {
+                return None; // still being opened
+            }
+            let open = ports.open.remove(&number)?;
+            let name = open.port.info().name.clone();
+            ports.reserved.insert(number, name.clone());
+            (open, name)
+        };
         // Rules first: from now on nothing is sent there.
         self.publish_ports();
         let closed: Vec<_> =
@@ -282,19 +305,22 @@ impl Switch {
             let _ = answer.await;
         }
         self.offload.port_removed(number);
+        drop(open);
+        self.ports().reserved.remove(&number);
         log::info!(target: "port", "{name}: removed");
         Some(name)
     }
 
-    /// Tells rules and stations which ports there are.
+    /// Tells rules and stations which ports there are. Under the lock, so that the last to tell is the last to have looked.
     fn publish_ports(&self) {
-        let ports = self.ports().iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect();
-        self.shared.slowpath.set_ports(ports);
+        let ports = self.ports();
+        let list = ports.open.iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect();
+        self.shared.slowpath.set_ports(list);
     }
 
     /// Reads what may have changed behind our back: each port's MTU. Call about once a second.
     pub fn refresh_ports(&self) {
-        for open in self.ports().values() {
+        for open in self.ports().open.values() {
             open.limits.mtu.store(open.port.mtu() as u32, Ordering::Relaxed);
         }
     }
@@ -314,26 +340,31 @@ impl Switch {
             details: open.port.details().into_iter().collect(),
             counters: sum(open),
         };
-        self.ports().values().map(view).collect()
+        self.ports().open.values().map(view).collect()
+    }
+
+    /// What the device did with a port's packets; `None` where it does not serve the port, or does not tell.
+    pub fn device_counts(&self, port: PortNo) -> Option<PortCounts> {
+        self.front.as_ref()?.port_counts(port)
     }
 
     /// The port with this name or number.
     pub fn port_number(&self, text: &str) -> Option<PortNo> {
         let ports = self.ports();
-        let by_name = ports.iter().find(|(_, open)| open.port.info().name == text).map(|(number, _)| *number);
-        by_name.or_else(|| text.parse().ok().map(PortNo).filter(|number| ports.contains_key(number)))
+        let by_name = ports.open.iter().find(|(_, open)| open.port.info().name == text).map(|(number, _)| *number);
+        by_name.or_else(|| text.parse().ok().map(PortNo).filter(|number| ports.open.contains_key(number)))
     }
 
     /// Makes `frame` arrive at a port in memory.
     pub fn inject(&self, name: &str, queue: usize, frame: &[u8]) -> Result<(), InjectError> {
         let ports = self.ports();
-        let open = ports.values().find(|open| open.port.info().name == name).ok_or(InjectError::Unsupported)?;
+        let open = ports.open.values().find(|open| open.port.info().name == name).ok_or(InjectError::Unsupported)?;
         open.port.inject(queue, frame)
     }
 
     /// Names and numbers of ports, as they are now.
     pub fn names(&self) -> Names {
-        Names(self.ports().iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect())
+        Names(self.ports().open.iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect())
     }
 
     pub fn pollers(&self) -> usize {
@@ -351,7 +382,7 @@ impl Switch {
     pub async fn add_flow(&self, ufid: Option<Ufid>, matching: Match, actions: Actions) -> Result<(), FlowError> {
         let flow = NewFlow { ufid, matching, actions, number: self.shared.decision_number() };
         let answers: Vec<_> =
-            self.pollers.iter().map(|poller| poller.ask(|reply| Message::Add(flow.clone(), reply))).collect();
+            self.pollers.iter().map(|poller| poller.ask(|reply| Message::Add(Box::new(flow.clone()), reply))).collect();
         // Flows by hand are in every poller or in none, so all answers are equal.
         let mut result = Ok(());
         for answer in answers {
@@ -360,10 +391,19 @@ impl Switch {
         result
     }
 
-    /// Replaces a flow's actions in every poller that has it; answers with what it was, counts summed, or `None`.
+    /// Replaces a flow's actions; answers with what it was, counts summed, or `None` when no poller has it. From then on it
+    /// is a flow added by hand, so pollers that did not have it get it.
     pub async fn modify_flow(&self, which: Which, actions: Actions, clear: bool) -> Option<FlowView> {
-        let change = Change { actions, clear, number: self.shared.decision_number() };
-        self.ask_for_flow(|reply| Message::Modify(which.clone(), change.clone(), reply)).await
+        let number = self.shared.decision_number();
+        let change = Change { actions: actions.clone(), clear, number };
+        let answers = self.ask_each(|reply| Message::Modify(which.clone(), change.clone(), reply)).await;
+        let total = sum(answers.iter().flatten().cloned())?;
+        let flow = NewFlow { ufid: Some(total.ufid), matching: total.matching, actions, number };
+        for (poller, _) in self.pollers.iter().zip(&answers).filter(|(_, answer)| answer.is_none()) {
+            // A poller that has it by now has it from somebody else, whose word is newer.
+            let _ = poller.ask(|reply| Message::Add(Box::new(flow.clone()), reply)).await;
+        }
+        Some(total)
     }
 
     /// Deletes a flow in every poller that has it; answers with what it was, counts summed, or `None`.
@@ -377,23 +417,17 @@ impl Switch {
     }
 
     async fn ask_for_flow(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Option<FlowView> {
+        sum(self.ask_each(message).await.into_iter().flatten())
+    }
+
+    /// Each poller's answer; `None` of one that has stopped.
+    async fn ask_each(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Vec<Option<FlowView>> {
         let answers: Vec<_> = self.pollers.iter().map(|poller| poller.ask(&message)).collect();
-        let mut total: Option<FlowView> = None;
+        let mut views = Vec::with_capacity(answers.len());
         for answer in answers {
-            let Ok(Some(view)) = answer.await else { continue };
-            total = Some(match total {
-                None => view,
-                Some(mut sum) => {
-                    sum.stats.packets += view.stats.packets;
-                    sum.stats.bytes += view.stats.bytes;
-                    sum.stats.used_ns = sum.stats.used_ns.max(view.stats.used_ns);
-                    sum.tcp_flags |= view.tcp_flags;
-                    sum.mark = sum.mark.or(view.mark);
-                    sum
-                }
-            });
+            views.push(answer.await.ok().flatten());
         }
-        total
+        views
     }
 
     /// Deletes all flows of every poller, or those of packets from one port. Answers with how many.
@@ -422,7 +456,7 @@ impl Switch {
                 log::error!(target: "poller", "a poller panicked");
             }
         }
-        self.ports().clear();
+        self.ports().open.clear();
     }
 
     /// Whether a poller ended without being told to.
@@ -433,9 +467,32 @@ impl Switch {
         })
     }
 
-    fn ports(&self) -> MutexGuard<'_, BTreeMap<PortNo, OpenPort>> {
+    fn ports(&self) -> MutexGuard<'_, Ports> {
         // Each change under this lock is one insert or remove, so a panic leaves no half of one behind.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ports {
+    /// Sets a name and a number aside for a port that is about to be opened.
+    fn reserve(&mut self, spec: &PortSpec) -> Result<PortNo, AddPortError> {
+        let name = &spec.name;
+        let open = self.open.iter().map(|(number, open)| (*number, open.port.info().name.as_str()));
+        let taken: BTreeMap<PortNo, &str> =
+            open.chain(self.reserved.iter().map(|(number, name)| (*number, name.as_str()))).collect();
+        if taken.values().any(|other| other == name) {
+            return Err(AddPortError::Name(name.clone()));
+        }
+        let mut numbers = (1..=PortNo::MAX.0).map(PortNo);
+        let number = match spec.number {
+            Some(number) => number,
+            None => numbers.find(|n| !taken.contains_key(n)).ok_or_else(|| AddPortError::Full(name.clone()))?,
+        };
+        if let Some(by) = taken.get(&number) {
+            return Err(AddPortError::Number { name: name.clone(), number, by: (*by).to_owned() });
+        }
+        self.reserved.insert(number, name.clone());
+        Ok(number)
     }
 }
 
@@ -452,6 +509,18 @@ impl PollerHandle {
     }
 }
 
+/// One flow of several pollers: their counts together.
+fn sum(views: impl Iterator<Item = FlowView>) -> Option<FlowView> {
+    views.reduce(|mut sum, view| {
+        sum.stats.packets += view.stats.packets;
+        sum.stats.bytes += view.stats.bytes;
+        sum.stats.used_ns = sum.stats.used_ns.max(view.stats.used_ns);
+        sum.tcp_flags |= view.tcp_flags;
+        sum.mark = sum.mark.or(view.mark);
+        sum
+    })
+}
+
 /// Names and numbers of ports at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Names(BTreeMap<PortNo, String>);
@@ -464,10 +533,6 @@ impl PortNames for Names {
     fn name(&self, number: PortNo) -> Option<String> {
         self.0.get(&number).cloned()
     }
-}
-
-fn lowest_free(ports: &BTreeMap<PortNo, OpenPort>) -> Option<PortNo> {
-    (1..=PortNo::MAX.0).map(PortNo).find(|number| !ports.contains_key(number))
 }
 
 /// Keeps this thread on one processor; says so in the log when it cannot.

@@ -18,6 +18,7 @@ use super::classifier::Classifier;
 use super::emc::Emc;
 use super::flows::{BY_HAND, Flow, FlowRef, Flows};
 use super::hash::Seeds;
+use super::inbox::NewFlow;
 use super::marks::Marks;
 use crate::flow::field::FIELDS;
 use crate::flow::{Actions, Key, Mask, Match, Ufid};
@@ -39,6 +40,8 @@ pub struct FlowTable {
     by_name: HashMap<Ufid, u32, foldhash::fast::RandomState>,
     /// This poller's end of the offload path; `None` when there is no device.
     agent: Option<Agent>,
+    /// Flows made so far.
+    births: u64,
     /// Rises with each flow added by hand.
     by_hand_epoch: u64,
     namer: Namer,
@@ -69,7 +72,11 @@ impl Namer {
 /// Whose a flow is.
 pub enum Maker {
     Hand,
-    Decided(Box<Decision>),
+    /// The slow path; `epoch` is what [`Pipeline::epoch`](super::pipeline::Pipeline::epoch) was when it began to decide.
+    Decided {
+        decision: Box<Decision>,
+        epoch: u64,
+    },
 }
 
 impl FlowTable {
@@ -82,6 +89,7 @@ impl FlowTable {
             decided: Classifier::new(seeds),
             by_name: HashMap::default(),
             agent,
+            births: 0,
             by_hand_epoch: 0,
             namer,
         }
@@ -96,6 +104,11 @@ impl FlowTable {
     /// The flow with exactly this match.
     pub fn find(&self, matching: &Match) -> Option<u32> {
         self.by_hand.find(matching).or_else(|| self.decided.find(matching))
+    }
+
+    /// Flows made so far: whoever goes through the table can tell those that came later.
+    pub fn births(&self) -> u64 {
+        self.births
     }
 
     /// The flow with this name.
@@ -115,32 +128,25 @@ impl FlowTable {
     }
 
     /// Adds a flow and asks for it to be offloaded. The caller has seen that no flow has this match.
-    pub fn insert(
-        &mut self,
-        now: Instant,
-        matching: Match,
-        ufid: Option<Ufid>,
-        actions: Actions,
-        maker: Maker,
-        epoch: u64,
-        decision_number: u64,
-    ) -> FlowRef {
+    pub fn insert(&mut self, now: Instant, new: NewFlow, maker: Maker) -> FlowRef {
+        let NewFlow { ufid, matching, actions, number } = new;
         let ufid = ufid.unwrap_or_else(|| self.namer.name(&matching));
         let next = self.flows.next_ref();
         let cell = self.agent.as_ref().map(|agent| {
             let slot = FlowSlot { index: next.index, generation: next.generation };
-            agent.adopt(now, slot, ufid, matching, actions.clone(), decision_number)
+            agent.adopt(now, slot, ufid, matching, actions.clone(), number)
         });
         let (hash, epoch, decision) = match maker {
             Maker::Hand => {
                 self.by_hand_epoch += 1;
                 (self.by_hand.insert(&matching, next.index), BY_HAND, None)
             }
-            Maker::Decided(decision) => (self.decided.insert(&matching, next.index), epoch, Some(decision)),
+            Maker::Decided { decision, epoch } => (self.decided.insert(&matching, next.index), epoch, Some(decision)),
         };
         let flow = Flow {
             ufid,
             matching,
+            born: self.births,
             hash,
             created: now,
             decision,
@@ -150,7 +156,12 @@ impl FlowTable {
             credited: FlowStats::default(),
             cleared: FlowStats::default(),
         };
-        self.by_name.insert(ufid, next.index);
+        self.births += 1;
+        // A name given by hand stays with the flow that it was given to.
+        let name = self.by_name.entry(ufid).or_insert(next.index);
+        if flow.is_by_hand() {
+            *name = next.index;
+        }
         self.flows.insert(flow, actions, epoch)
     }
 
@@ -160,7 +171,9 @@ impl FlowTable {
         let flow = self.flows.remove(index)?;
         let classifier = if flow.is_by_hand() { &mut self.by_hand } else { &mut self.decided };
         classifier.remove(&flow.matching, flow.hash, index);
-        self.by_name.remove(&flow.ufid);
+        if self.by_name.get(&flow.ufid) == Some(&index) {
+            self.by_name.remove(&flow.ufid);
+        }
         if let Some(mark) = flow.bound {
             self.marks.unbind(mark, reference);
         }
@@ -172,7 +185,7 @@ impl FlowTable {
 
     /// Replaces a flow's actions, here at once and in the device as soon as it can.
     pub fn modify(&mut self, now: Instant, index: u32, actions: Actions, decision_number: u64) {
-        self.flows.hot_mut(index).actions = actions.clone();
+        self.flows.hot_mut(index).set_actions(actions.clone());
         if let (Some(agent), Some(cell)) = (&self.agent, self.flows.get(index).and_then(|flow| flow.cell.as_ref())) {
             agent.update(now, cell, actions, decision_number);
         }
@@ -276,7 +289,7 @@ mod tests {
 
     fn add(table: &mut FlowTable, matching: Match, maker: Maker) -> FlowRef {
         let actions = Actions::new(vec![Action::Output(PortNo(1))]);
-        table.insert(Instant::now(), matching, None, actions, maker, 0, 0)
+        table.insert(Instant::now(), NewFlow { ufid: None, matching, actions, number: 0 }, maker)
     }
 
     #[test]

@@ -2,30 +2,32 @@
 
 use std::time::Instant;
 
-use super::execute::execute;
+use super::execute::{Way, execute};
+use super::inbox::NewFlow;
 use super::pipeline::Pipeline;
 use super::table::Maker;
 use crate::flow::text::canonical;
-use crate::flow::{Key, Match};
+use crate::flow::{Key, Mask, Match};
 
 impl Pipeline {
     /// Decides about the one packet in [`Pipeline::one`], executes that once, and installs the megaflow.
     ///
     /// A flow that an earlier upcall of the batch installed is used instead. As in Open vSwitch, the packet counts for
-    /// the rules but not for the flow that it made.
-    pub(super) fn upcall(&mut self, now: Instant, key: &Key) {
+    /// the rules but not for the flow that it made. `counted`: a lookup counter has it already.
+    pub(super) fn upcall(&mut self, now: Instant, key: &Key, counted: bool) {
         let counters = std::sync::Arc::clone(&self.counters);
+        let once = u64::from(!counted);
         if let Some(flow) = self.table.by_hand.lookup(key).or_else(|| self.table.decided.lookup(key))
             && (self.table.flows.hot(flow).epoch >= self.epoch() || self.revalidate(now, flow))
         {
-            counters.lookup.megaflow_hit.add(1);
+            counters.lookup.megaflow_hit.add(once);
             let bytes = self.one().iter().map(|packet| packet.len() as u64).sum::<u64>();
             let nanos = self.shared.nanos(now);
             let hot = self.table.flows.hot_mut(flow);
             hot.packets += 1;
             hot.bytes += bytes;
             hot.used_ns = nanos;
-            let actions = hot.actions.clone();
+            let actions = hot.actions().clone();
             return self.execute_one(&actions);
         }
         let number = self.shared.decision_number();
@@ -37,14 +39,14 @@ impl Pipeline {
         let actions = decision.actions.clone();
         let separate = self.table.separate(key, &mut decision.mask);
         if separate && self.shared.admit() {
-            counters.lookup.upcall_installed.add(1);
+            counters.lookup.upcall_installed.add(once);
             let epoch = decision.epoch + self.table.by_hand_epoch();
-            // Without bits that say nothing, so that flows differ only where packets can.
-            let matching = canonical(&Match::new(key, &decision.mask));
+            let matching = megaflow(key, &decision.mask);
             // A flow of this very match would have matched the packet.
-            self.table.insert(now, matching, None, actions.clone(), Maker::Decided(Box::new(decision)), epoch, number);
+            let flow = NewFlow { ufid: None, matching, actions: actions.clone(), number };
+            self.table.insert(now, flow, Maker::Decided { decision: Box::new(decision), epoch });
         } else {
-            counters.lookup.upcall_flow_limit.add(1);
+            counters.lookup.upcall_flow_limit.add(once);
         }
         self.execute_one(&actions);
     }
@@ -63,14 +65,14 @@ impl Pipeline {
         let mut decision = self.shared.slowpath.revalidate(&matching, now);
         let epoch = decision.epoch + self.table.by_hand_epoch();
         let separate = self.table.separate(matching.key(), &mut decision.mask);
-        let looked_at = canonical(&Match::new(matching.key(), &decision.mask));
+        let looked_at = megaflow(matching.key(), &decision.mask);
         if !separate || !matching.mask().contains(looked_at.mask()) {
             counters.doings.deleted_stale.add(1);
             self.delete(now, index);
             return false;
         }
         self.credit(now, index);
-        let changed = self.table.flows.hot(index).actions != decision.actions;
+        let changed = *self.table.flows.hot(index).actions() != decision.actions;
         if changed {
             counters.doings.modified.add(1);
             self.table.modify(now, index, decision.actions.clone(), number);
@@ -85,7 +87,15 @@ impl Pipeline {
 
     fn execute_one(&mut self, actions: &crate::flow::Actions) {
         let mut one = std::mem::take(self.one());
-        execute(actions, &mut one, &mut self.outputs, &mut self.pool, &self.counters.fate);
+        execute(Way::of(actions), actions, &mut one, &mut self.outputs, &mut self.pool, &self.counters.fate);
         *self.one() = one;
     }
+}
+
+/// The match of all packets equal to `key` in the bits that a decision looked at: with the fields that give those bits
+/// their meaning, and without bits that say nothing, so that flows differ only where packets can.
+fn megaflow(key: &Key, looked_at: &Mask) -> Match {
+    let mut mask = *looked_at;
+    mask.establish(key);
+    canonical(&Match::new(key, &mask))
 }

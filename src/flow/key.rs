@@ -188,6 +188,29 @@ impl Mask {
         Key { words }
     }
 
+    /// Adds the fields that say what other fields mean in a packet with this key: a mask that looks at a port also looks at
+    /// the protocol, one that looks at a neighbour's address also at the ICMPv6 type. Ethernet type and VLAN tags are the
+    /// caller's to look at.
+    pub fn establish(&mut self, key: &Key) {
+        let looks_at = |fields: &[Field]| fields.iter().any(|field| self.get(*field) != 0);
+        let neighbour = [Field::NdTarget, Field::NdSll, Field::NdTll, Field::NdReserved, Field::NdOptionsType];
+        let (ip, neighbour) = match key.eth_type() {
+            eth_type::IPV4 => (looks_at(&[Field::TpSrc, Field::TpDst, Field::TcpFlags]), false),
+            eth_type::IPV6 => {
+                let neighbour = looks_at(&neighbour);
+                (neighbour || looks_at(&[Field::TpSrc, Field::TpDst, Field::TcpFlags]), neighbour)
+            }
+            _ => return,
+        };
+        if ip {
+            self.add_field(Field::IpProto);
+            self.add_field(Field::IpFrag);
+        }
+        if neighbour {
+            self.add_field(Field::Icmp6Type);
+        }
+    }
+
     /// Whether every bit of `other` is also set here.
     pub fn contains(&self, other: &Mask) -> bool {
         self.words.iter().zip(&other.words).all(|(mine, theirs)| theirs & !mine == 0)

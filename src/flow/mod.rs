@@ -2,11 +2,11 @@
 //!
 //! Knows nothing of bytes, ports, threads or devices: plain values and their texts.
 //!
-//! - [`field`]: the registry of match fields; read it first
-//! - [`key`]: [`Key`], [`Mask`], [`Match`]
-//! - [`action`]: [`Actions`]
-//! - [`ufid`]: the name of a megaflow
-//! - [`text`]: the ODP syntax, both ways
+//! - [`field`] is the registry of match fields; read it first
+//! - [`key`] has [`Key`], [`Mask`] and [`Match`]
+//! - [`action`] has [`Actions`]
+//! - [`ufid`] has the name of a megaflow
+//! - [`text`] has the ODP syntax, both ways
 
 pub mod action;
 pub mod field;

@@ -160,7 +160,7 @@ impl<T, M> Queue<T, M> {
         }
         fence(Ordering::SeqCst);
         // The swap picks one producer to do the waking.
-        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::Relaxed) {
+        if self.sleeping.load(Ordering::Relaxed) && self.sleeping.swap(false, Ordering::AcqRel) {
             // The worker holds the mutex from announcing its sleep until it waits: with it in hand, it waits or is up.
             let _messages = self.lock();
             self.wakeups.fetch_add(1, Ordering::Relaxed);
@@ -230,7 +230,9 @@ impl<T, M> Consumer<T, M> {
     pub fn sleep(&mut self, timeout: Option<Duration>) {
         let queue = &*self.queue;
         let mut messages = queue.lock();
-        queue.sleeping.store(true, Ordering::Relaxed);
+        // A swap, as in `entered`: each change of the flag then follows the one it replaces, so that a producer which
+        // sees this one cannot take an older "awake" for a newer.
+        queue.sleeping.swap(true, Ordering::AcqRel);
         fence(Ordering::SeqCst);
         if !self.has_work() {
             // `sleeping` is the predicate: only a producer or sender that has something for us clears it, so that a

@@ -1,7 +1,7 @@
 //! What the offload path tells of itself: counts by kind and outcome, latencies, and the [`Snapshot`] made of them.
 //!
 //! # Thread-safety
-//! A worker gathers in a [`Tally`] of its own and adds it to the shared [`Report`] once a turn. The mutex around that
+//! A worker gathers in a `Tally` of its own and adds it to the shared `Report` once a turn. The mutex around that
 //! is shared by the worker and the control thread only; no poller ever takes it.
 
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub struct Snapshot {
     pub operations: Operations,
     /// Megaflows that are not in the device though wanted, by reason.
     pub refused: Vec<(Refusal, usize)>,
-    /// Panics of the device's code, and resets that were noticed.
+    /// Times that the device was found to have forgotten every rule by itself.
     pub resets: u64,
     /// From a flow's request to its outcome.
     pub latency: Percentiles,
@@ -124,7 +124,7 @@ pub struct MarkRow {
     pub ufid: Ufid,
     pub matching: Match,
     pub level: Level,
-    /// Ids of the pollers whose flow it is.
+    /// Ids of the pollers whose flow it is, ascending.
     pub owners: Vec<u32>,
     /// Packets that the device matched, at the last reading.
     pub hits: u64,

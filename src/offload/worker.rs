@@ -1,6 +1,6 @@
 //! [`Worker`]: compares what flows want with what the device has, and does something about the difference.
 //!
-//! Read [`Worker::reconcile`] first: it is the whole policy. Everything else only says which rule to look at, and
+//! Read `Worker::reconcile` first: it is the whole policy. Everything else only says which rule to look at, and
 //! when. A turn looks at, in this order: messages, dead flows, rules that something else concerns (a flush, a port, a
 //! reset), rules whose time has come, rules that waited for room, and at last a batch of puts.
 //!
@@ -12,7 +12,7 @@
 //! ```
 //!
 //! # Thread-safety
-//! One thread owns it. Others reach it through its queue, read its [`Report`], and see its cells.
+//! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -748,12 +748,14 @@ impl Worker {
         found.sort_unstable_by_key(|(mark, _)| *mark);
         let row = |(mark, rule): &(u32, &Rule)| {
             let has = rule.has.as_ref()?;
+            let mut owners: Vec<u32> = rule.living().map(|owner| owner.poller()).collect();
+            owners.sort_unstable();
             Some(MarkRow {
                 mark: *mark,
                 ufid: rule.ufid,
                 matching: rule.matching,
                 level: has.level,
-                owners: rule.living().map(|owner| owner.poller()).collect(),
+                owners,
                 hits: has.stats.packets,
             })
         };

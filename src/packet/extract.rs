@@ -324,7 +324,7 @@ impl Extensions<'_> {
 fn neighbour(message: &[u8], words: &mut [u64; WORDS]) {
     let Some((header, mut options)) = message.split_first_chunk::<24>() else { return };
     // Source address, then target address.
-    let mut addresses = [0u64; 2];
+    let mut addresses = [None; 2];
     let mut first = 0u8;
     while let Some(option) = options.first_chunk::<8>() {
         let size = usize::from(option[1]) * 8;
@@ -333,17 +333,16 @@ fn neighbour(message: &[u8], words: &mut [u64; WORDS]) {
             && size == 8
         {
             let address = &mut addresses[usize::from(kind) - 1];
-            if *address != 0 {
+            if address.replace(be64(option, 0) << 16).is_some() {
                 return;
             }
-            *address = be64(option, 0) << 16;
             first = if first == 0 { kind } else { first };
         }
         options = behind;
     }
     words[12] = u64::from(first) << 40 | u64::from(be32(header, 4));
-    words[13] = addresses[0];
-    words[14] = addresses[1];
+    words[13] = addresses[0].unwrap_or(0);
+    words[14] = addresses[1].unwrap_or(0);
     words[15] = be64(header, 8);
     words[16] = be64(header, 16);
 }
@@ -391,7 +390,7 @@ fn be32<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
 
 #[inline(always)]
 fn be64<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
-    u64::from_be_bytes(std::array::from_fn(|i| bytes[at + i]))
+    u64::from(be32(bytes, at)) << 32 | u64::from(be32(bytes, at + 4))
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 //!        └───────────── spent buffers ◄────────────────────┘   poller 1 ┴ OwnerTx::transmit
 //! ```
 //!
+//! A queue's `pop` may spin for the moment in which another thread is between claiming a slot and filling it.
+//!
 //! Frames of one poller keep their order; between pollers there is none to keep. Nobody waits: a full ring drops, and the drop
 //! is counted by the poller that met it. Frames handed over are counted when the owner sends them, so that each is counted once.
 //!
@@ -16,6 +18,7 @@
 //! [`Shared`] is lock-free, for many producers and one consumer. [`HandoffTx`] and [`OwnerTx`] have one owner each.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crossbeam_queue::ArrayQueue;
@@ -30,6 +33,8 @@ pub const WAITING: usize = 1_024;
 /// What the owner and the others meet at.
 pub struct Shared {
     waiting: ArrayQueue<Packet>,
+    /// The owner has closed the port: nobody will fetch what is left.
+    closed: AtomicBool,
     /// Buffers on their way back to the pollers whose pools they came from, so that those need not allocate.
     spent: ArrayQueue<Packet>,
     /// Wakes the owner if it sleeps; called once for a list of packets.
@@ -54,6 +59,7 @@ impl Shared {
     pub fn new(doorbell: impl Fn() + Send + Sync + 'static) -> Arc<Shared> {
         Arc::new(Shared {
             waiting: ArrayQueue::new(WAITING),
+            closed: AtomicBool::new(false),
             spent: ArrayQueue::new(WAITING),
             doorbell: Box::new(doorbell),
         })
@@ -67,9 +73,14 @@ impl HandoffTx {
 }
 
 impl TxQueue for HandoffTx {
-    /// The answer counts only what was dropped because the ring is full; the owner counts the rest.
+    /// The answer counts only what was dropped because the ring is full or the port closed; the owner counts the rest.
     fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
         let mut sent = Sent::default();
+        if self.shared.closed.load(Ordering::Acquire) {
+            sent.failed = packets.len() as u64;
+            pool.give_all(packets);
+            return sent;
+        }
         let any = !packets.is_empty();
         for packet in packets.drain(..) {
             match self.shared.waiting.push(packet) {
@@ -94,6 +105,18 @@ impl TxQueue for HandoffTx {
 impl OwnerTx {
     pub fn new(shared: Arc<Shared>, device: Box<dyn TxQueue>) -> OwnerTx {
         OwnerTx { shared, device, list: Vec::with_capacity(BATCH) }
+    }
+
+    /// Closes the port for all. Answers with the frames that the others had left and that are dropped, as failed; one that
+    /// is just being left in this moment goes uncounted.
+    pub fn close(&mut self, pool: &mut Pool) -> Sent {
+        self.shared.closed.store(true, Ordering::Release);
+        let mut sent = Sent::default();
+        while let Some(packet) = self.shared.waiting.pop() {
+            sent.failed += 1;
+            pool.give(packet);
+        }
+        sent
     }
 
     /// Whether the others left anything since the last [`OwnerTx::pump`].
@@ -189,6 +212,21 @@ mod tests {
         assert_eq!(other.transmit(now, &mut pool, &mut packets).full, 5);
         assert_eq!(owner.pump(now, &mut pool).packets, WAITING as u64);
         assert_eq!(out.try_iter().count(), WAITING);
+    }
+
+    #[test]
+    fn frames_left_at_a_closed_port_are_counted_as_failed() {
+        let (now, mut pool) = (Instant::now(), Pool::new());
+        let (wire, out) = mpsc::channel();
+        let shared = Shared::new(|| ());
+        let mut other = HandoffTx::new(shared.clone());
+        let mut owner = OwnerTx::new(shared, Box::new(Wire(wire)));
+        let mut packets = vec![frame(&mut pool, 1), frame(&mut pool, 2)];
+        other.transmit(now, &mut pool, &mut packets);
+        assert_eq!(owner.close(&mut pool).failed, 2);
+        packets.push(frame(&mut pool, 3));
+        assert_eq!(other.transmit(now, &mut pool, &mut packets).failed, 1);
+        assert!(packets.is_empty() && out.try_iter().count() == 0);
     }
 
     #[test]

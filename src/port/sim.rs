@@ -182,7 +182,7 @@ impl Port for SimPort {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         let state = if self.up.load(Ordering::Relaxed) { "up" } else { "down" };
-        vec![("admin_state", state.to_owned()), ("mtu", self.mtu.to_string())]
+        vec![("admin_state", state.to_owned())]
     }
 }
 

@@ -166,7 +166,7 @@ impl PortSpec {
 
     /// Receive queues asked for; 1 where nothing (or nonsense, refused when the port is opened) is said.
     pub fn rx_queues(&self) -> usize {
-        self.text("queues").and_then(|text| text.parse().ok()).unwrap_or(1)
+        self.text("queues").and_then(|text| text.parse::<u16>().ok()).map_or(1, usize::from)
     }
 
     /// The text of an option.

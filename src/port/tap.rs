@@ -109,7 +109,7 @@ impl Port for TapPort {
 
     fn details(&self) -> Vec<(&'static str, String)> {
         let segments = if self.udp_segments { "tcp, udp" } else { "tcp" };
-        vec![("mtu", self.mtu().to_string()), ("rx_segments", segments.to_owned())]
+        vec![("rx_segments", segments.to_owned())]
     }
 }
 
@@ -136,7 +136,7 @@ impl RxQueue for TapRx {
                 Err(Errno::BADFD) => return Err(io::Error::new(io::ErrorKind::NotFound, "the interface is gone")),
                 Err(other) => return Err(other.into()),
             };
-            match slot.take(len, None, pool) {
+            match slot.take(len, pool) {
                 Ok(mut packet) => {
                     packet.meta.in_port = self.number;
                     into.push(packet);

@@ -53,13 +53,12 @@ impl Slot {
         [&mut self.header, self.small.room_mut(), &mut self.large.room_mut()[first..]]
     }
 
-    /// The frame of which `received` bytes came, header included, with what is left to do for it, and with the VLAN tag `(TPID, TCI)` put back
-    /// that the kernel took off. Afterwards the slot is ready for the next one.
+    /// The frame of which `received` bytes came, header included, with what is left to do for it. Afterwards the slot is ready for the next one.
     ///
     /// # Errors
-    /// As [`decode`] has them, or the frame is shorter than what precedes a tag.
+    /// As [`decode`] has them.
     #[inline]
-    pub fn take(&mut self, received: usize, tag: Option<(u16, u16)>, pool: &mut Pool) -> Result<Packet, Malformed> {
+    pub fn take(&mut self, received: usize, pool: &mut Pool) -> Result<Packet, Malformed> {
         let len = received.checked_sub(LEN).ok_or(Malformed)?;
         let first = self.small.capacity();
         let mut packet;
@@ -71,15 +70,8 @@ impl Slot {
             packet.set_len(len);
             packet.bytes_mut()[..first].copy_from_slice(&self.small.room_mut()[..first]);
         }
-        let described = match tag {
-            Some(tag) => put_tag_back(&mut packet, tag).and_then(|()| decode(&self.header, packet.len(), 4)),
-            None => decode(&self.header, len, 0),
-        };
-        match described {
-            Ok(offload) => {
-                packet.meta.offload = offload;
-                Ok(packet)
-            }
+        match describe(&mut packet, &self.header, None) {
+            Ok(()) => Ok(packet),
             Err(malformed) => {
                 pool.give(packet);
                 Err(malformed)
@@ -88,8 +80,22 @@ impl Slot {
     }
 }
 
-/// Puts a VLAN tag back between the addresses and the type.
-fn put_tag_back(packet: &mut Packet, (tpid, tci): (u16, u16)) -> Result<(), Malformed> {
+/// Says in `packet` what `header` says of it, and puts back the VLAN tag `(TPID, TCI)` that the kernel took off.
+///
+/// # Errors
+/// As [`decode`] has them, or the frame is shorter than what precedes a tag.
+#[inline]
+pub fn describe(packet: &mut Packet, header: &[u8; LEN], tag: Option<(u16, u16)>) -> Result<(), Malformed> {
+    let inserted = match tag {
+        Some(tag) => put_tag_back(packet, tag)?,
+        None => 0,
+    };
+    packet.meta.offload = decode(header, packet.len(), inserted)?;
+    Ok(())
+}
+
+/// Puts a VLAN tag back between the addresses and the type. Answers with its length.
+fn put_tag_back(packet: &mut Packet, (tpid, tci): (u16, u16)) -> Result<u16, Malformed> {
     const ADDRESSES: usize = 12;
     const TAG: usize = 4;
     if packet.len() < ADDRESSES || !packet.prepend(TAG) {
@@ -99,7 +105,7 @@ fn put_tag_back(packet: &mut Packet, (tpid, tci): (u16, u16)) -> Result<(), Malf
     frame.copy_within(TAG..TAG + ADDRESSES, 0);
     frame[ADDRESSES..ADDRESSES + 2].copy_from_slice(&tpid.to_be_bytes());
     frame[ADDRESSES + 2..ADDRESSES + TAG].copy_from_slice(&tci.to_be_bytes());
-    Ok(())
+    Ok(TAG as u16)
 }
 
 /// Reads a header whose frame has `frame_len` bytes, the first `inserted` of which the header does not know of.
@@ -238,10 +244,10 @@ mod tests {
             header.fill(0);
             small[..head.len()].copy_from_slice(head);
             large[..tail.len()].copy_from_slice(tail);
-            assert_eq!(slot.take(LEN + len, None, &mut pool).unwrap().bytes(), frame);
+            assert_eq!(slot.take(LEN + len, &mut pool).unwrap().bytes(), frame);
         }
-        assert_eq!(slot.take(LEN - 1, None, &mut pool).unwrap_err(), Malformed);
-        assert_eq!(slot.take(LEN + 11, Some((0x8100, 1)), &mut pool).unwrap_err(), Malformed);
+        assert_eq!(slot.take(LEN - 1, &mut pool).unwrap_err(), Malformed);
+        assert_eq!(describe(&mut Packet::from_bytes(&[0; 11]), &[0; LEN], Some((0x8100, 1))), Err(Malformed));
     }
 
     #[test]

@@ -258,39 +258,39 @@ impl Subtable {
 
     /// Rebuilds what look-ups need from the rules.
     fn seal(&mut self) {
-        let mut count = 0;
-        for rule in self.rules.iter().flatten() {
-            self.best = if count == 0 { rule.rank() } else { self.best.max(rule.rank()) };
-            count += 1;
-        }
-        self.proof = if count <= FEW {
+        let count: usize = self.rules.iter().map(SmallVec::len).sum();
+        if count <= FEW {
             let mut rules: Vec<_> = self.rules.iter().flatten().cloned().collect();
             rules.sort_by_key(|r| std::cmp::Reverse(r.rank()));
-            Proof::Each(rules)
-        } else {
-            Proof::Staged { prefixes: self.prefixes(), stages: self.stages() }
-        };
+            self.best = rules.first().map_or(self.best, |r| r.rank());
+            self.proof = Proof::Each(rules);
+            return;
+        }
+        // Rules lie all over the memory: one walk copies what the rest needs.
+        let mut keys = Vec::with_capacity(self.rules.len());
+        self.best = (0, std::cmp::Reverse(u64::MAX));
+        for rules in &self.rules {
+            self.best = self.best.max(rules[0].rank());
+            keys.push(*rules[0].spec.matching.key());
+        }
+        self.proof = Proof::Staged { prefixes: self.prefixes(&keys), stages: self.stages(&keys) };
     }
 
-    fn prefixes(&self) -> Vec<Prefixes> {
+    fn prefixes(&self, keys: &[Key]) -> Vec<Prefixes> {
         let is_prefix = |f: &Field| {
             let mask = self.mask.get(*f);
             mask != 0 && (mask | (mask - 1)) == f.full()
         };
-        ADDRESSES
-            .into_iter()
-            .filter(is_prefix)
-            .map(|field| {
-                let mut values: Vec<u128> =
-                    self.rules.iter().map(|rules| rules[0].spec.matching.key().get(field)).collect();
-                values.sort_unstable();
-                values.dedup();
-                Prefixes { field, mask: self.mask.get(field), values }
-            })
-            .collect()
+        let prefixes = |field: Field| {
+            let mut values: Vec<u128> = keys.iter().map(|key| key.get(field)).collect();
+            values.sort_unstable();
+            values.dedup();
+            Prefixes { field, mask: self.mask.get(field), values }
+        };
+        ADDRESSES.into_iter().filter(is_prefix).map(prefixes).collect()
     }
 
-    fn stages(&self) -> Vec<Stage> {
+    fn stages(&self, keys: &[Key]) -> Vec<Stage> {
         let mut stages = Vec::new();
         let mut mask = Mask::EMPTY;
         for fields in STAGES {
@@ -299,8 +299,9 @@ impl Subtable {
                 mask.add(field, self.mask.get(field));
             }
             if mask != before {
-                let keys = self.rules.iter().map(|rules| self.hash(rules[0].spec.matching.key(), &mask)).collect();
-                stages.push(Stage { mask, keys });
+                let mut stage = Stage { mask, keys: HashSet::default() };
+                stage.keys.extend(keys.iter().map(|key| self.hash(key, &mask)));
+                stages.push(stage);
             }
         }
         stages

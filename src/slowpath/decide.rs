@@ -13,10 +13,10 @@
 //!
 //! # Whose bits
 //!
-//! Rules see [`Trip::key`], the packet as rewritten so far; a megaflow is matched against the packet as it came.
-//! [`Sight`] tells of each bit of the former whether all packets of the megaflow have the same there: because it was
+//! Rules see `Trip::key`, the packet as rewritten so far; a megaflow is matched against the packet as it came.
+//! `Sight` tells of each bit of the former whether all packets of the megaflow have the same there: because it was
 //! looked at, or because an action wrote it. What a look-up adds to that is carried back to where it came from: a bit
-//! to itself, but in the VLAN slots, where tags move ([`Tags`]).
+//! to itself, but in the VLAN slots, where tags move (`tags`).
 //!
 //! # What is always looked at
 //!

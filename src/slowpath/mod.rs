@@ -214,10 +214,11 @@ impl Slowpath {
         now: Instant,
     ) -> Result<usize, RuleError> {
         let specs = texts.into_iter().map(|text| text::parse_rule(text, ports)).collect::<Result<Vec<_>, _>>()?;
-        self.add(specs, now)
+        self.add(None, specs, now)
     }
 
-    /// Adds the rules of a file, one a line, or none and says which line and why; how many those were. `#` begins a comment.
+    /// Replaces all rules by those of a file, one a line, or changes nothing and says which line is wrong and why; how many those
+    /// were. `#` begins a comment.
     pub fn load(&self, file: &str, ports: &dyn PortNames, now: Instant) -> Result<usize, RuleError> {
         let specs = file
             .lines()
@@ -226,13 +227,14 @@ impl Slowpath {
             .filter(|(_, line)| !line.trim().is_empty())
             .map(|(line, rule)| text::parse_rule(rule, ports).map_err(|error| RuleError::Line { line, error }))
             .collect::<Result<Vec<_>, _>>()?;
-        self.add(specs, now)
+        self.add(Some(RuleSet::default()), specs, now)
     }
 
-    fn add(&self, specs: Vec<rules::RuleSpec>, now: Instant) -> Result<usize, RuleError> {
+    /// Adds to the rules there are, or to `base` in their place.
+    fn add(&self, base: Option<RuleSet>, specs: Vec<rules::RuleSpec>, now: Instant) -> Result<usize, RuleError> {
         let count = specs.len();
         self.change(|world| {
-            let mut draft = world.rules.draft();
+            let mut draft = base.as_ref().unwrap_or(&world.rules).draft();
             for spec in specs {
                 if draft.add(spec, now).is_err() {
                     return (None, Err(RuleError::Full));

@@ -32,7 +32,8 @@ impl Trip<'_> {
         }
         let lookup = self.stations.lookup(vlan, receiver);
         self.lookups.push(lookup);
-        match lookup.found {
+        // A poller that still saw a port may have learned a station there after the port's stations were forgotten.
+        match lookup.found.filter(|port| self.world.ports.contains(*port)) {
             Some(port) if port == self.ingress => Ok(()),
             Some(port) => self.output(port),
             None => self.flood(),

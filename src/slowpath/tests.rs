@@ -177,7 +177,9 @@ impl Linear<'_> {
         if receiver >> 4 == 0x0180_c200_0000 >> 4 {
             return;
         }
-        let known = self.stations.iter().find(|s| s.mac == receiver && s.vlan == vlan);
+        // A station at a port that there is not is nowhere.
+        let there = |s: &&Station| self.ports.contains(&s.port.0);
+        let known = self.stations.iter().filter(there).find(|s| s.mac == receiver && s.vlan == vlan);
         match known.filter(|_| receiver >> 40 & 1 == 0) {
             Some(station) if station.port == self.ingress => {}
             Some(station) => self.send(station.port),
@@ -509,30 +511,34 @@ proptest! {
 
     #[test]
     fn large_subtables_are_as_right_as_small_ones(
-        seeds in prop::collection::vec((any::<u16>(), 0usize..6, 1u16..5), 100..300),
-        keys in prop::collection::vec((key(), any::<u16>()), 1..6),
+        seeds in prop::collection::vec((any::<u16>(), 1u16..5), 150..300),
+        kinds in prop::collection::vec(0usize..6, 3),
+        keys in prop::collection::vec((key(), any::<prop::sample::Index>(), 0u32..3), 4..9),
     ) {
-        let rules: Vec<String> = seeds.iter().map(|(n, kind, priority)| {
-            let (a, b) = (n & 7, n >> 3 & 63);
-            let words = match kind {
+        let parts = |n: u16| (n & 7, n >> 3 & 63);
+        let rules: Vec<String> = seeds.iter().enumerate().map(|(i, (n, priority))| {
+            let (a, b) = parts(*n);
+            let words = match kinds[i % kinds.len()] {
                 0 => format!("ip,nw_dst=10.{a}.{b}.0/24"),
-                1 => format!("ip,nw_dst=10.{a}.{}.{b}", n >> 9 & 3),
+                1 => format!("ip,nw_dst=10.{a}.{b}.{}", n >> 9 & 3),
                 2 => format!("tcp,nw_dst=10.{a}.0.0/16,tp_dst={}", 40 + b),
                 3 => format!("in_port={},dl_dst=02:00:00:00:00:{b:02x}", 1 + a),
-                4 => format!("ip,nw_src=10.{a}.0.0/16,nw_dst=10.{b}.0.0/20"),
-                _ => format!("ip,dl_src=02:00:00:00:00:0{a},nw_dst=10.{a}.0.{b}"),
+                4 => format!("ip,nw_src=10.{a}.0.0/16,nw_dst=10.{a}.{b}.0/20"),
+                _ => format!("ip,dl_src=02:00:00:00:00:0{a},nw_dst=10.{a}.{b}.1"),
             };
             format!("priority={priority},{words},actions=output:{}", 1 + a % 5)
         }).collect();
         let mut all: Vec<Key> = Vec::new();
-        for (key, n) in keys {
+        for (key, index, low) in keys {
+            let (a, b) = parts(index.get(&seeds).0);
             let mut near = key;
+            near.set(Field::EthDst, 0x0200_0000_0000 | u64::from(b));
             if key.eth_type() == eth_type::IPV4 {
-                near.set(Field::Ipv4Dst, 0x0a00_0000 | u32::from(n & 7) << 16 | u32::from(n >> 3 & 63));
+                near.set(Field::Ipv4Dst, 0x0a00_0000 | u32::from(a) << 16 | u32::from(b) << 8 | low);
             }
-            all.extend([key, near]);
+            all.extend([near, key]);
         }
-        let all: Vec<Key> = all.iter().take(4).flat_map(|k| twins(k, &all)).collect();
+        let all: Vec<Key> = all.iter().take(6).flat_map(|k| twins(k, &all)).collect();
         check(&rules, &all)?;
     }
 }
@@ -616,6 +622,19 @@ fn rewritten_bits_are_not_looked_at() {
     assert_eq!(decision.rules.len(), 2);
     let [Action::Set(set), Action::Output(PortNo(2))] = &*decision.actions else { panic!("{:?}", decision.actions) };
     assert_eq!((set.header().name(), set.assigns()[0].value), ("ipv4", 0x0a00_0001));
+}
+
+#[test]
+fn a_later_fragment_has_no_ports_to_rewrite() {
+    let rules = [
+        "tcp,actions=mod_tp_dst:80,resubmit(,1)",
+        "table=1,tcp,tp_dst=80,actions=output:2",
+        "table=1,actions=output:3",
+    ];
+    let mut key = tcp(0x0a00_0001, 0);
+    key.set(Field::TpSrc, 0u8);
+    key.set(Field::IpFrag, frag::LATER);
+    assert_eq!(*decided(&rules, &key).actions, [Action::Output(PortNo(3))]);
 }
 
 #[test]
@@ -766,6 +785,16 @@ fn a_saved_file_loads_as_the_same_rules() {
     assert_eq!(other.load(&saved, &(), now), Ok(3));
     assert_eq!(other.save(), saved);
     assert!(saved.starts_with("table=0,priority=32768,ip actions=FLOOD\n"), "{saved}");
+}
+
+#[test]
+fn a_loaded_file_replaces_all_rules() {
+    let (slowpath, now) = (Slowpath::default(), Instant::now());
+    slowpath.add_rules(["table=3,ip,actions=drop", "arp,actions=drop"], &(), now).unwrap();
+    slowpath.load("arp,actions=flood\n", &(), now).unwrap();
+    assert_eq!(slowpath.save(), "table=0,priority=32768,arp actions=FLOOD\n");
+    slowpath.load("# nothing\n", &(), now).unwrap();
+    assert_eq!(slowpath.rule_count(), 0);
 }
 
 #[test]

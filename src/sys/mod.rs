@@ -5,6 +5,7 @@
 //! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
 //! - [`mmsg`]: many messages in one system call
 //! - [`packet`]: what is peculiar to AF_PACKET sockets
+//! - [`ring`]: frames that such a socket leaves in shared memory
 //! - [`netdev`]: what an interface is and how it is set, asked by name
 //! - [`tap`]: TAP interfaces of our own
 #![allow(unsafe_code)]
@@ -12,5 +13,6 @@
 pub mod mmsg;
 pub mod netdev;
 pub mod packet;
+pub mod ring;
 pub mod stack;
 pub mod tap;

@@ -17,8 +17,6 @@ pub const ETH_P_ALL: u16 = libc::ETH_P_ALL as u16;
 pub enum Flag {
     /// A virtio-net header comes in front of each frame, both ways.
     VnetHeader = libc::PACKET_VNET_HDR,
-    /// A control message says which VLAN tag the kernel took off.
-    AuxData = libc::PACKET_AUXDATA,
     /// Frames that leave by the interface are not received.
     IgnoreOutgoing = libc::PACKET_IGNORE_OUTGOING,
     /// Frames go to the driver past the queueing discipline.
@@ -72,7 +70,7 @@ pub fn drops(socket: impl AsFd) -> io::Result<u64> {
     Ok(u64::from(stats.tp_drops))
 }
 
-fn set_option<T: Plain>(socket: impl AsFd, option: c_int, value: &T) -> io::Result<()> {
+pub(super) fn set_option<T: Plain>(socket: impl AsFd, option: c_int, value: &T) -> io::Result<()> {
     let (fd, pointer) = (socket.as_fd().as_raw_fd(), std::ptr::from_ref(value).cast::<c_void>());
     // SAFETY: the pointer is to a value of the length given, which lives during the call and is only read; it has no padding to leak.
     checked(unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, pointer, size_of::<T>() as socklen_t) }).map(drop)
@@ -86,8 +84,9 @@ fn get_option<T: Plain>(socket: impl AsFd, option: c_int, value: &mut T) -> io::
 }
 
 /// Types made of integers only, without padding, so that any bytes are a value of them.
-trait Plain {}
+pub(super) trait Plain {}
 impl Plain for c_int {}
 impl Plain for u32 {}
 impl Plain for libc::packet_mreq {}
+impl Plain for libc::tpacket_req {}
 impl Plain for libc::tpacket_stats {}

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
@@ -23,6 +23,9 @@ type Result<T> = std::result::Result<T, CommandError>;
 
 const NAMING: [&str; 2] = ["--names", "--no-names"];
 
+/// How long a port may take to open or close: a capture may be long, and its flows many.
+const PORT_PATIENCE: Duration = Duration::from_secs(30);
+
 pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
         name: "dpctl/show",
@@ -42,7 +45,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     },
     Command {
         name: "dpctl/add-flow",
-        usage: "[-m] [DP] FLOW ACTIONS",
+        usage: "[DP] FLOW ACTIONS",
         help: "Adds a flow by hand in every poller. It is never expired or revalidated, and goes before what rules decide.",
         args: 2..=4,
         right: Right::Write,
@@ -97,7 +100,8 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
                 let options = Options::split(args, &[])?;
                 let [spec] = options.exactly("dpctl/add-if [DP] NAME[,type=KIND][,OPTION=VALUE]…")?;
                 let spec: PortSpec = spec.parse()?;
-                let number = deadline(PATIENCE, daemon.switch.add_port(&spec)).await??;
+                let added = daemon.in_background("add-port", move |daemon| daemon.add_port(&spec));
+                let number = deadline(PORT_PATIENCE, added).await???;
                 Ok(Answer::new("", json!({ "port_no": number })))
             })
         },
@@ -113,7 +117,8 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
                 let options = Options::split(args, &[])?;
                 let [port] = options.exactly("dpctl/del-if [DP] PORT")?;
                 let number = daemon.switch.port_number(port).ok_or_else(|| no_port(port))?;
-                deadline(PATIENCE, daemon.switch.remove_port(number)).await?;
+                let removed = daemon.in_background("remove-port", move |daemon| daemon.remove_port(number));
+                deadline(PORT_PATIENCE, removed).await??;
                 Ok(Answer::nothing())
             })
         },
@@ -307,7 +312,7 @@ fn parse_actions(text: &str, names: &Names) -> Result<crate::flow::Actions> {
 /// A flow named by its ufid, or by its whole match.
 fn which(text: &str, names: &Names) -> Result<Which> {
     let flow = parse_flow(text, names)?;
-    Ok(flow.ufid.map_or(Which::Match(flow.matching), Which::Ufid))
+    Ok(flow.ufid.map_or_else(|| Which::Match(Box::new(flow.matching)), Which::Ufid))
 }
 
 /// `-s`: the counts that a changed or deleted flow had.
@@ -402,12 +407,13 @@ fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
     let mut args = args.into_iter().peekable();
     let name = args.next().ok_or(InjectError::Unsupported)?;
     let number = daemon.switch.port_number(&name).ok_or(InjectError::Unsupported)?;
+    let names = daemon.switch.names();
+    let name = names.name(number).unwrap_or(name);
     let mut queue = 0;
     if args.peek().is_some_and(|arg| arg == "--qid") {
         args.next();
         queue = args.next().and_then(|text| text.parse().ok()).ok_or(InjectError::Queue)?;
     }
-    let names = daemon.switch.names();
     let mut frames = Vec::new();
     while let Some(packet) = args.next() {
         let mut len = 0;
@@ -434,7 +440,7 @@ fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
 fn frame(text: &str, len: usize, port: PortNo, names: &Names) -> Result<Vec<u8>> {
     let digits: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     if !digits.is_empty() && digits.chars().all(|c| c.is_ascii_hexdigit()) {
-        if digits.len() % 2 != 0 {
+        if !digits.len().is_multiple_of(2) {
             return Err(CommandError::new(format!("{} hex digits make no whole number of bytes", digits.len())));
         }
         let mut bytes: Vec<u8> =

@@ -50,22 +50,50 @@ impl Options {
             let accepted = if known.is_empty() { "none".into() } else { known.join(", ") };
             return Err(CommandError::new(format!("unknown option {unknown:?}; accepted: {accepted}")));
         }
-        let mut rest = rest.to_vec();
-        if rest.first().is_some_and(|first| first.contains('@')) {
-            let name = rest.remove(0);
-            if name != DATAPATH {
-                return Err(CommandError::new(format!("no datapath {name:?}; there is {DATAPATH}")));
-            }
-        }
-        Ok(Options { given: given.to_vec(), rest })
+        Ok(Options { given: given.to_vec(), rest: rest.to_vec() })
     }
 
     fn has(&self, names: &[&str]) -> bool {
         self.given.iter().any(|option| names.contains(&option.as_str()))
     }
 
-    /// The arguments behind the options, exactly `N` of them.
+    /// The arguments behind the options and the datapath's name, exactly `N` of them. One more is the datapath's name: what it
+    /// looks like does not tell, because ports may have such names.
     fn exactly<const N: usize>(&self, usage: &str) -> Result<&[String; N], CommandError> {
-        self.rest.as_slice().try_into().map_err(|_| CommandError::new(format!("usage: {usage}")))
+        let rest = match self.rest.split_first() {
+            Some((first, rest)) if rest.len() == N && first == DATAPATH => rest,
+            Some((first, rest)) if rest.len() == N && first.contains('@') => {
+                return Err(CommandError::new(format!("no datapath {first:?}; there is {DATAPATH}")));
+            }
+            _ => &self.rest,
+        };
+        rest.try_into().map_err(|_| CommandError::new(format!("usage: {usage}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split<const N: usize>(args: &[&str]) -> Result<[String; N], String> {
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let options = Options::split(args, &["-s"]).map_err(|error| error.to_string())?;
+        options.exactly::<N>("x [-s] [DP] …").cloned().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_datapath_may_be_named_and_is_told_from_a_port_of_such_a_name() {
+        assert_eq!(split(&["-s", DATAPATH, "p1"]), Ok(["p1".to_owned()]));
+        assert_eq!(split(&["eth0@if3"]), Ok(["eth0@if3".to_owned()]));
+        assert_eq!(split(&["in_port(eth0@if3)", "2"]), Ok(["in_port(eth0@if3)".to_owned(), "2".to_owned()]));
+        assert_eq!(split::<0>(&[DATAPATH]), Ok([]));
+    }
+
+    #[test]
+    fn another_datapath_an_unknown_option_and_a_wrong_number_of_arguments_are_refused() {
+        assert_eq!(split::<1>(&["system@x", "p1"]), Err(format!("no datapath \"system@x\"; there is {DATAPATH}")));
+        assert_eq!(split::<0>(&["-m"]), Err("unknown option \"-m\"; accepted: -s".to_owned()));
+        assert_eq!(split::<1>(&["a", "b"]), Err("usage: x [-s] [DP] …".to_owned()));
+        assert_eq!(split::<1>(&[]), Err("usage: x [-s] [DP] …".to_owned()));
     }
 }

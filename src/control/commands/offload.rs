@@ -1,5 +1,6 @@
 //! `dpif/offload-show`, `flow-flush`, `offload/*`: the device, its queue and its marks.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,9 @@ use crate::control::registry::{Command, Right, deadline};
 use crate::daemon::Daemon;
 use crate::flow::text::format_match;
 use crate::offload::Snapshot;
+use crate::offload::backend::PortCounts;
 use crate::offload::queue::QueueCounts;
-use crate::offload::report::{Outcomes, Percentiles};
+use crate::offload::report::{Outcomes, Percentiles, PortRow};
 
 /// How long `flow-flush` waits for the device unless told.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
@@ -64,19 +66,23 @@ struct OffloadShow {
     datapath: &'static str,
     #[serde(flatten)]
     snapshot: Snapshot,
+    /// What the device did with each port's packets, by port name.
+    port_counts: BTreeMap<String, PortCounts>,
 }
 
 impl OffloadShow {
     fn new(daemon: &Daemon) -> OffloadShow {
         let snapshot = daemon.switch.offload.snapshot();
         let enabled = daemon.switch.offload.has_device() && snapshot.off.is_none();
-        OffloadShow { enabled, datapath: DATAPATH, snapshot }
+        let counts = |row: &PortRow| Some((row.name.clone(), daemon.switch.device_counts(row.number)?));
+        let port_counts = snapshot.ports.iter().filter_map(counts).collect();
+        OffloadShow { enabled, datapath: DATAPATH, snapshot, port_counts }
     }
 }
 
 impl fmt::Display for OffloadShow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let OffloadShow { enabled, datapath, snapshot } = self;
+        let OffloadShow { enabled, datapath, snapshot, port_counts } = self;
         writeln!(f, "Globally enabled: {enabled}")?;
         if let Some(reason) = &snapshot.off {
             writeln!(f, "Off because: {reason}")?;
@@ -84,6 +90,11 @@ impl fmt::Display for OffloadShow {
         writeln!(f, "Datapaths:\n{datapath}:\n  {}", snapshot.backend)?;
         for port in &snapshot.ports {
             writeln!(f, "  - {}: port_no: {}", port.name, port.number)?;
+            if let Some(PortCounts { hits, misses, busy }) = port_counts.get(&port.name) {
+                writeln!(f, "    rx_offload_partial   : {hits}")?;
+                writeln!(f, "    rx_offload_miss      : {misses}")?;
+                writeln!(f, "    rx_offload_busy      : {busy}")?;
+            }
         }
         let capacity = snapshot.capacity.map_or("no limit".into(), |rules| rules.to_string());
         writeln!(f, "  level: {}", snapshot.level)?;

@@ -28,6 +28,9 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[Command {
     },
 }];
 
+/// What a poller did to its flows, by the names of [`Doings`](crate::datapath::counters::Doings).
+const FLOW_COUNTS: [&str; 5] = ["revalidated", "modified", "deleted_stale", "deleted_idle", "mark_unbound"];
+
 /// What `dpif-netdev/pmd-perf-show` says.
 #[derive(Serialize)]
 struct PerfShow {
@@ -56,6 +59,7 @@ struct Perf {
     upcall_s: f64,
     runts: u64,
     fate: Vec<(&'static str, u64)>,
+    flows: Vec<(&'static str, u64)>,
     tx_packets: u64,
     tx_batches: u64,
 }
@@ -86,6 +90,7 @@ impl Perf {
             upcall_s: nanos(doings.upcall_ns.get()),
             runts: lookup.runt.get(),
             fate: fate.list(),
+            flows: FLOW_COUNTS.iter().map(|name| (*name, doings.get(name))).collect(),
             tx_packets: fate.sent.get(),
             tx_batches: doings.tx_batches.get(),
         }
@@ -175,6 +180,7 @@ impl fmt::Display for Perf {
         for (name, n) in self.fate.iter().filter(|(name, n)| *name != "sent" && *n > 0) {
             writeln!(f, "  - {name}: {n}")?;
         }
-        Ok(())
+        let flows: Vec<String> = self.flows.iter().map(|(name, n)| format!("{name}:{n}")).collect();
+        writeln!(f, "  Flows: {}", flows.join(" "))
     }
 }

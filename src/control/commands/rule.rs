@@ -51,7 +51,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
         name: "rule/dump",
         usage: "[MATCH]",
-        help: "Lists the rules with their counts, highest priority first; with MATCH those that are as specific or more.",
+        help: "Lists the rules with their counts, table by table, highest priority first; with MATCH those that are as specific or more.",
         args: 0..=1,
         right: Right::Read,
         run: |daemon, args| {
@@ -86,7 +86,8 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
             Box::pin(async move {
                 let text = daemon.slowpath.save();
                 let rules = text.lines().count();
-                std::fs::write(&args[0], text).map_err(|error| CommandError::new(format!("{}: {error}", args[0])))?;
+                replace_file(Path::new(&args[0]), &text)
+                    .map_err(|error| CommandError::new(format!("{}: {error}", args[0])))?;
                 Ok(Answer::new(format!("{rules} rules saved"), json!({ "rules": rules })))
             })
         },
@@ -127,6 +128,14 @@ pub fn load(daemon: &Daemon, path: &Path) -> Result<usize, CommandError> {
     }
     let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
     daemon.slowpath.load(&text, &daemon.switch.names(), Instant::now()).map_err(|error| named(&error))
+}
+
+/// Writes a file beside `path` and renames it: whoever reads `path` sees all of the old or all of the new.
+fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(&new, path)
 }
 
 fn mac(address: u64) -> String {

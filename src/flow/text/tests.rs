@@ -525,3 +525,18 @@ const WORDS: &[&str] = &[
     "é",
     "p1",
 ];
+
+#[test]
+fn every_attribute_stands_in_the_manual_page_with_its_fields() {
+    let page = include_str!("../../../man/offload-flow.7");
+    let (_, section) = page.split_once("\n.Sh FLOWS\n").unwrap();
+    let rows = attribute::ATTRIBUTES.iter().chain([&attribute::ETH, &attribute::VLAN[0]]);
+    for attribute in rows.filter(|row| row.name != "tcp_flags") {
+        let mut fields: Vec<&str> = attribute.fields.iter().map(|(name, _)| *name).collect();
+        // An entry of the label stack stands for all three.
+        fields.truncate(if attribute.name == "mpls" { 4 } else { fields.len() });
+        let line = format!(".It Cm {} Ns Pq Cm {}", attribute.name, fields.join(" , "));
+        assert!(section.lines().any(|l| l == line), "{line}");
+    }
+    assert!(section.lines().any(|line| line.starts_with(".It Cm tcp_flags ")));
+}

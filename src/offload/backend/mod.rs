@@ -3,7 +3,7 @@
 //! - [`sim`]: a simulated NIC that truly matches packets
 //!
 //! To add a kind: a file here, an arm in [`open`]. The contract that every backend keeps is written down as tests in
-//! [`contract`], which run over each of them.
+//! `contract`, which run over each of them.
 
 #[cfg(all(test, not(loom)))]
 pub mod contract;
@@ -208,7 +208,7 @@ pub struct BackendSpec {
 /// Why a backend could not be opened.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("offload: {0:?} is not a kind of device; known: sim")]
+    #[error("offload: {0:?} is not a kind of device; known: none, sim")]
     Kind(String),
     #[error("offload {text}: {part:?} is not option=value")]
     Syntax { text: String, part: String },

@@ -450,3 +450,24 @@ fn format_tcp_flags(m: &Match, words: &mut Vec<String>) {
         named.map(|(bit, name)| format!("{}{name}", if value >> bit & 1 != 0 { '+' } else { '-' })).collect();
     words.push(format!("tcp_flags={flags}"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_of_a_match_stands_in_the_manual_page() {
+        let page = include_str!("../../../man/offload-flow.7");
+        let described: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with(".It Cm "))
+            .flat_map(|line| line.split([' ', ',']).skip(2).take_while(|word| *word != "Ns"))
+            .collect();
+        let short = SHORTHANDS.iter().map(|(name, ..)| *name);
+        let plain = ["in_port", "dl_type", "eth_type", "dl_vlan", "dl_vlan_pcp", "vlan_pcp", "vlan_vid", "vlan_tci"];
+        let own = ["nw_tos", "ip_frag", "nw_frag", "tcp_flags"];
+        for word in WORDS.iter().map(|(name, ..)| *name).chain(short).chain(plain).chain(own) {
+            assert!(described.contains(&word), "{word}");
+        }
+    }
+}

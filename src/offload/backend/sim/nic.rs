@@ -178,3 +178,117 @@ impl RxQueue for Wrapped {
         self.queue.missed()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::flow::{Actions, Field, Key, Mask, Match};
+    use crate::offload::backend::sim::{Device, Options};
+    use crate::offload::backend::{Backend, Handle, Install};
+    use crate::offload::mark::Mark;
+    use crate::offload::state::{FlowStats, Level};
+    use crate::port::Kind;
+
+    /// Gives the same frames again and again.
+    struct Wire(Vec<Vec<u8>>);
+
+    impl RxQueue for Wire {
+        fn receive(&mut self, _: Instant, _: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+            into.extend(self.0.iter().map(|frame| Packet::from_bytes(frame)));
+            into.iter_mut().for_each(|packet| packet.meta.in_port = PortNo(1));
+            Ok(())
+        }
+
+        fn readable(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    fn frame(last: u8) -> Vec<u8> {
+        let mut frame = vec![2; 60];
+        frame[5] = last;
+        frame
+    }
+
+    fn to(last: u8) -> Match {
+        let (mut key, mut mask) = (Key::ZERO, Mask::EMPTY);
+        key.set(Field::EthDst, 0x0202_0202_0200_u64 | u64::from(last));
+        mask.add_field(Field::EthDst);
+        Match::new(&key, &mask)
+    }
+
+    fn put(device: &mut Device, matching: &Match, mark: u32) -> Handle {
+        let (actions, mark) = (Actions::drop(), Mark::new(mark).unwrap());
+        device.put(Install { matching, actions: &actions, mark, level: Level::Mark, in_port: None }).unwrap().0
+    }
+
+    fn wired(frames: Vec<Vec<u8>>) -> (Arc<Nic>, Device, impl FnMut() -> Vec<Option<u32>>) {
+        let nic = Nic::new();
+        let device = Device::new(Arc::clone(&nic), Options::default(), Box::new(|_| {}));
+        let info = PortInfo {
+            name: "p1".to_owned(),
+            number: PortNo(1),
+            kind: Kind::Sim,
+            ifindex: None,
+            rx_queues: 1,
+            tx_checksum: false,
+            tx_segment: false,
+            ring: 64,
+        };
+        let mut queue = nic.wrap_rx(&info, Box::new(Wire(frames)));
+        let receive = move || {
+            let mut packets = Vec::new();
+            queue.receive(Instant::now(), &mut Pool::new(), &mut packets).unwrap();
+            packets.iter().map(|packet| packet.meta.mark.map(|mark| mark.0.get())).collect()
+        };
+        (nic, device, receive)
+    }
+
+    #[test]
+    fn packets_that_a_rule_matches_carry_its_mark_and_are_counted() {
+        let (nic, mut device, mut receive) = wired(vec![frame(1), frame(2), frame(1)]);
+        assert_eq!(receive(), [None; 3]);
+        let handle = put(&mut device, &to(1), 7);
+        assert_eq!(receive(), [Some(7), None, Some(7)]);
+        let mut counts = Vec::new();
+        device.stats(&[handle], &mut counts).unwrap();
+        assert_eq!((counts[0].packets, counts[0].bytes), (2, 120));
+        assert_eq!(nic.port_counts(PortNo(1)), Some(PortCounts { hits: 2, misses: 4, busy: 0 }));
+        assert_eq!(device.delete(handle).map(|counts| counts.packets), Ok(2));
+        assert_eq!(device.delete(handle), Ok(FlowStats::default()));
+        assert_eq!(receive(), [None; 3]);
+    }
+
+    #[test]
+    fn a_packet_never_waits_for_a_change_of_the_table() {
+        let (nic, mut device, mut receive) = wired(vec![frame(1)]);
+        put(&mut device, &to(1), 7);
+        let changing = nic.change();
+        assert_eq!(receive(), [None]);
+        drop(changing);
+        assert_eq!(receive(), [Some(7)]);
+        assert_eq!(nic.port_counts(PortNo(1)), Some(PortCounts { hits: 1, misses: 0, busy: 1 }));
+    }
+
+    #[test]
+    fn behind_a_raised_fence_no_packet_carries_a_mark() {
+        let (_nic, mut device, mut receive) = wired(vec![frame(1)]);
+        put(&mut device, &to(1), 7);
+        device.fence().raise();
+        assert_eq!(receive(), [None]);
+    }
+
+    #[test]
+    fn a_corrupted_nic_stamps_the_wrong_marks_and_a_reset_one_none() {
+        let (nic, mut device, mut receive) = wired(vec![frame(1), frame(2)]);
+        put(&mut device, &to(1), 7);
+        assert!(!nic.corrupt());
+        put(&mut device, &to(2), 8);
+        assert!(nic.corrupt());
+        assert_eq!(receive(), [Some(8), Some(7)]);
+        let before = device.generation();
+        nic.reset();
+        assert_eq!(receive(), [None, None]);
+        assert_ne!(device.generation(), before);
+    }
+}

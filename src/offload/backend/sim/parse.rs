@@ -322,3 +322,119 @@ fn extension(kind: u8, at: Cursor<'_>) -> Extension<'_> {
     };
     step().unwrap_or(Extension::None)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(frame: &[u8]) -> impl Fn(Field) -> u128 + use<> {
+        let columns = columns(frame, PortNo(3), false);
+        move |field| {
+            let first = FIELDS.iter().position(|def| def.at == field.def().at).unwrap();
+            columns[first]
+        }
+    }
+
+    fn ethernet(rest: &[u8]) -> Vec<u8> {
+        [&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1], rest].concat()
+    }
+
+    fn ipv4(fragment: u16, protocol: u8, payload: &[u8]) -> Vec<u8> {
+        let total = (20 + payload.len()) as u16;
+        let mut header = vec![0x08, 0x00, 0x45, 0x10];
+        header.extend(total.to_be_bytes());
+        header.extend([0, 1]);
+        header.extend(fragment.to_be_bytes());
+        header.extend([64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        header.extend(payload);
+        header
+    }
+
+    #[test]
+    fn two_tags_a_datagram_and_its_ports_are_read() {
+        let udp = [0x12, 0x34, 0, 53, 0, 8, 0, 0];
+        let tagged = [&[0x88, 0xa8, 0x60, 5, 0x81, 0, 0, 9][..], &ipv4(0, 17, &udp)].concat();
+        let field = read(&ethernet(&tagged));
+        let expected = [
+            (Field::InPort, 3),
+            (Field::EthSrc, 0x0200_0000_0001),
+            (Field::EthType, 0x0800),
+            (Field::Vlan0Tpid, 0x88a8),
+            (Field::Vlan0Pcp, 3),
+            (Field::Vlan0Cfi, 1),
+            (Field::Vlan0Vid, 5),
+            (Field::Vlan1Cfi, 1),
+            (Field::Vlan1Vid, 9),
+            (Field::IpTos, 0x10),
+            (Field::IpTtl, 64),
+            (Field::IpFrag, 0),
+            (Field::Ipv4Src, 0x0a00_0001),
+            (Field::TpSrc, 0x1234),
+            (Field::TpDst, 53),
+        ];
+        for (name, value) in expected {
+            assert_eq!(field(name), value, "{}", name.name());
+        }
+    }
+
+    #[test]
+    fn only_the_first_fragment_has_ports() {
+        let udp = [0x12, 0x34, 0, 53, 0, 8, 0, 0];
+        for (fragment, kind, port) in [(0x2000, frag::FIRST, 53), (0x2001, frag::LATER, 0), (0x0001, frag::LATER, 0)] {
+            let field = read(&ethernet(&ipv4(fragment, 17, &udp)));
+            assert_eq!((field(Field::IpFrag), field(Field::TpDst)), (u128::from(kind), port), "{fragment:#x}");
+        }
+    }
+
+    #[test]
+    fn a_contradictory_header_leaves_its_columns_empty() {
+        let mut longer_than_the_frame = ipv4(0, 17, &[0; 8]);
+        longer_than_the_frame[5] += 1;
+        let field = read(&ethernet(&longer_than_the_frame));
+        assert_eq!((field(Field::EthType), field(Field::Ipv4Src), field(Field::IpProto)), (0x0800, 0, 0));
+    }
+
+    #[test]
+    fn lengths_odd_operations_and_extension_headers_are_read_as_the_fields_say() {
+        assert_eq!(read(&ethernet(&[0, 40, 0x42, 0x42, 3]))(Field::EthType), 0x05ff);
+        assert_eq!(read(&ethernet(&[0, 40, 0xaa, 0xaa, 3, 0, 0, 0, 0x12, 0x34]))(Field::EthType), 0x1234);
+        let mut arp = vec![8, 6, 0, 1, 8, 0, 6, 4, 1, 2];
+        arp.extend([9; 20]);
+        let field = read(&ethernet(&arp));
+        assert_eq!((field(Field::ArpOp), field(Field::ArpSip)), (0, 0x0909_0909));
+        let mut ipv6 = vec![0x86, 0xdd, 0x60, 0, 0, 1, 0, 16, 0, 64];
+        ipv6.extend([1; 32]);
+        ipv6.extend([58, 0, 1, 4, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0]);
+        let field = read(&ethernet(&ipv6));
+        assert_eq!((field(Field::IpProto), field(Field::Icmp6Type), field(Field::Ipv6Label)), (58, 128, 1));
+    }
+
+    #[test]
+    fn a_neighbour_advertisement_tells_target_and_address() {
+        let mut message = vec![0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255];
+        message.extend([1; 32]);
+        message.extend([136, 0, 0, 0, 0x60, 0, 0, 0]);
+        message.extend([5; 16]);
+        message.extend([2, 1, 2, 0, 0, 0, 0, 7]);
+        let field = read(&ethernet(&message));
+        assert_eq!((field(Field::NdTll), field(Field::NdSll)), (0x0200_0000_0007, 0));
+        assert_eq!((field(Field::NdOptionsType), field(Field::NdReserved)), (2, 0x6000_0000));
+        assert_eq!(field(Field::NdTarget) & 0xff, 5);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_to_their_end_and_no_further(
+            kind in prop::sample::select(vec![[0x08, 0], [0x86, 0xdd], [0x08, 0x06], [0x81, 0], [0x88, 0x47], [0, 40]]),
+            rest in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let frame = ethernet(&[&kind[..], &rest].concat());
+            for cut in 0..frame.len() {
+                let field = read(&frame[..cut]);
+                prop_assert_eq!(field(Field::InPort), 3);
+                prop_assert!(cut >= 14 || field(Field::EthDst) == 0);
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Packets whose flow is known allocate nothing, at whatever level it is found.
+
+#[allow(dead_code, reason = "the benches use the rest of it")]
+mod rig;
+
+use allocation_counter::measure;
+use offloadd::flow::Actions;
+use offloadd::packet::BATCH;
+use rig::{Rig, output, tuple_mask, tuple_masks};
+
+/// Packets in each measurement: several thousand batches.
+const PACKETS: u64 = 100_000;
+
+/// Warms the rig up, then counts what its packets allocate.
+fn allocations(rig: &mut Rig, before: fn(&mut Rig)) -> u64 {
+    rig.measure(BATCH as u64, before, |_| {});
+    measure(|| {
+        rig.measure(PACKETS, before, |_| {});
+    })
+    .count_total
+}
+
+#[test]
+fn a_mark_hit_allocates_nothing() {
+    let mut rig = Rig::exact(1_000, &[tuple_mask(32)], &output()).marked();
+    assert_eq!(allocations(&mut rig, |_| {}), 0);
+    let hits = rig.pipeline.counters.lookup.mark_hit.get();
+    assert!(hits >= PACKETS, "all packets were mark hits: {hits}");
+}
+
+#[test]
+fn an_emc_hit_allocates_nothing() {
+    let mut rig = Rig::exact(1_000, &[tuple_mask(32)], &output()).cached();
+    assert_eq!(allocations(&mut rig, |_| {}), 0);
+    let hits = rig.pipeline.counters.lookup.emc_hit.get();
+    assert!(hits > PACKETS * 9 / 10, "most packets were EMC hits: {hits}");
+}
+
+#[test]
+fn entering_a_key_in_the_emc_allocates_nothing() {
+    let mut rig = Rig::exact(1_000, &tuple_masks(10), &output());
+    assert_eq!(allocations(&mut rig, |_| {}), 0);
+    let lookup = &rig.pipeline.counters.lookup;
+    assert!(lookup.emc_hit.get() > 0 && lookup.megaflow_hit.get() > 0, "some were entered: {lookup:?}");
+}
+
+#[test]
+fn a_megaflow_hit_allocates_nothing_in_whatever_subtable() {
+    for actions in [output(), Actions::drop()] {
+        let mut rig = Rig::exact(1_000, &tuple_masks(10), &actions);
+        assert_eq!(allocations(&mut rig, Rig::pass_by_emc), 0);
+        let hits = rig.pipeline.counters.lookup.megaflow_hit.get();
+        assert!(hits >= PACKETS, "all packets were megaflow hits: {hits}");
+    }
+}

@@ -1,0 +1,30 @@
+//! A new flow per packet: decided by the rules, installed, its packet sent.
+
+use criterion::{Criterion, Throughput};
+use offloadd::offload::backend::sim;
+use offloadd::offload::{Offload, OffloadConfig};
+
+use crate::rig::Rig;
+
+/// Flows in turn: as many as one measurement takes, so that each packet's is unknown.
+const FLOWS: u32 = 256;
+
+pub fn bench(c: &mut Criterion) {
+    let mut g = c.benchmark_group("upcall and install");
+    g.throughput(Throughput::Elements(1));
+    // The worker takes no turn, so it is never woken; it is measured by itself.
+    let (offload, _worker) = Offload::assemble(sim::open(sim::Options::default()).backend, &OffloadConfig::default());
+    for (name, agent) in
+        [("without a device", None), ("and offload asked for", Some(offload.agent(0, Box::new(|| {}))))]
+    {
+        let mut rig = Rig::new(agent);
+        rig.traffic(FLOWS);
+        g.bench_function(name, |b| {
+            b.iter_custom(|packets| {
+                let (time, done) = rig.measure(packets, |_| {}, Rig::forget);
+                time.mul_f64(packets as f64 / done as f64)
+            });
+        });
+    }
+    g.finish();
+}
