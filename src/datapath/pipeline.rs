@@ -41,10 +41,11 @@ pub struct Pipeline {
     seeds: Seeds,
     /// Room to work in.
     keys: Box<[Key; BATCH]>,
+    /// Of whole keys, for the exact-match cache alone.
     hashes: Box<[u64; BATCH]>,
     found: Box<[u32; BATCH]>,
     groups: Vec<Group>,
-    missed: Vec<(Packet, Key, u64)>,
+    missed: Vec<(Packet, Key)>,
     one: Vec<Packet>,
 }
 
@@ -141,11 +142,13 @@ impl Pipeline {
         }
         for i in bits(unmarked) {
             extract_into(&packets[i], &mut self.keys[i]);
-            self.hashes[i] = self.seeds.key(&self.keys[i]);
         }
         let mut wanted = unmarked;
         let ask_emc = self.table.emc.is_worthwhile(unmarked.count_ones());
         if ask_emc {
+            for i in bits(unmarked) {
+                self.hashes[i] = self.seeds.key(&self.keys[i]);
+            }
             for i in bits(unmarked) {
                 if let Some(flow) = self.table.emc.lookup(&self.keys[i], self.hashes[i], &self.table.flows) {
                     self.found[i] = flow;
@@ -253,7 +256,7 @@ impl Pipeline {
         }
         for (i, packet) in packets.drain(..).enumerate() {
             if missed & (1 << i) != 0 {
-                self.missed.push((packet, self.keys[i], self.hashes[i]));
+                self.missed.push((packet, self.keys[i]));
             } else {
                 self.groups[self.found[i] as usize].packets.push(packet);
             }
@@ -266,7 +269,7 @@ impl Pipeline {
             // The flow is gone: its packets are decided one by one.
             for packet in group.packets.drain(..) {
                 let key = extract(&packet);
-                self.missed.push((packet, key, self.seeds.key(&key)));
+                self.missed.push((packet, key));
             }
         }
     }
@@ -278,7 +281,7 @@ impl Pipeline {
         }
         let begun = Instant::now();
         let mut missed = std::mem::take(&mut self.missed);
-        for (packet, key, _) in missed.drain(..) {
+        for (packet, key) in missed.drain(..) {
             self.one.push(packet);
             self.upcall(now, &key);
         }
