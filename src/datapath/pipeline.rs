@@ -167,8 +167,8 @@ impl Pipeline {
         }
         let (missed, more) = self.table.decided.lookup_batch(&self.keys[..], wanted, &mut self.found[..]);
         let hits = asked ^ missed;
+        self.table.emc.passed(hits.count_ones(), probes + more);
         if ask_emc {
-            self.table.emc.passed(hits.count_ones(), probes + more);
             for i in bits(hits) {
                 let flow = self.table.flows.reference(self.found[i]);
                 self.table.emc.offer(&self.keys[i], self.hashes[i], flow, &self.table.flows);
