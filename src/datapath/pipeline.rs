@@ -41,6 +41,7 @@ pub struct Pipeline {
     seeds: Seeds,
     /// Room to work in.
     keys: Box<[Key; BATCH]>,
+    /// Of whole keys, for the exact-match cache alone.
     hashes: Box<[u64; BATCH]>,
     found: Box<[u32; BATCH]>,
     groups: Vec<Group>,
@@ -142,11 +143,13 @@ impl Pipeline {
         }
         for i in bits(unmarked) {
             extract_into(&packets[i], &mut self.keys[i]);
-            self.hashes[i] = self.seeds.key(&self.keys[i]);
         }
         let mut wanted = unmarked;
         let ask_emc = self.table.emc.is_worthwhile(unmarked.count_ones());
         if ask_emc {
+            for i in bits(unmarked) {
+                self.hashes[i] = self.seeds.key(&self.keys[i]);
+            }
             for i in bits(unmarked) {
                 if let Some(flow) = self.table.emc.lookup(&self.keys[i], self.hashes[i], &self.table.flows) {
                     self.found[i] = flow;
@@ -165,8 +168,8 @@ impl Pipeline {
         }
         let (missed, more) = self.table.decided.lookup_batch(&self.keys[..], wanted, &mut self.found[..]);
         let hits = asked ^ missed;
+        self.table.emc.passed(hits.count_ones(), probes + more);
         if ask_emc {
-            self.table.emc.passed(hits.count_ones(), probes + more);
             for i in bits(hits) {
                 let flow = self.table.flows.reference(self.found[i]);
                 self.table.emc.offer(&self.keys[i], self.hashes[i], flow, &self.table.flows);

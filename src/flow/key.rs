@@ -192,21 +192,19 @@ impl Mask {
     /// the protocol, one that looks at a neighbour's address also at the ICMPv6 type. Ethernet type and VLAN tags are the
     /// caller's to look at.
     pub fn establish(&mut self, key: &Key) {
+        const NEIGHBOUR: [Field; 5] =
+            [Field::NdTarget, Field::NdSll, Field::NdTll, Field::NdOptionsType, Field::NdReserved];
+        const TRANSPORT: [Field; 3] = [Field::TpSrc, Field::TpDst, Field::TcpFlags];
+        if !matches!(key.eth_type(), eth_type::IPV4 | eth_type::IPV6) {
+            return;
+        }
         let looks_at = |fields: &[Field]| fields.iter().any(|field| self.get(*field) != 0);
-        let neighbour = [Field::NdTarget, Field::NdSll, Field::NdTll, Field::NdReserved, Field::NdOptionsType];
-        let (ip, neighbour) = match key.eth_type() {
-            eth_type::IPV4 => (looks_at(&[Field::TpSrc, Field::TpDst, Field::TcpFlags]), false),
-            eth_type::IPV6 => {
-                let neighbour = looks_at(&neighbour);
-                (neighbour || looks_at(&[Field::TpSrc, Field::TpDst, Field::TcpFlags]), neighbour)
-            }
-            _ => return,
-        };
-        if ip {
+        let neighbour = looks_at(&NEIGHBOUR);
+        if neighbour || looks_at(&TRANSPORT) {
             self.add_field(Field::IpProto);
             self.add_field(Field::IpFrag);
         }
-        if neighbour {
+        if neighbour && key.ip_proto() == ip_proto::ICMP6 {
             self.add_field(Field::Icmp6Type);
         }
     }

@@ -132,7 +132,7 @@ impl<'a> Trip<'a> {
             None if self.rules.is_empty() => Some(DropReason::NoRule),
             None => Some(DropReason::Rule),
         };
-        complete(&mut self.looked, &self.key);
+        self.looked.establish(&self.key);
         Decision {
             mask: self.looked,
             actions: if dropped.is_some() { Actions::drop() } else { Actions::new(self.out) },
@@ -303,22 +303,6 @@ impl<'a> Trip<'a> {
         let assigns: smallvec::SmallVec<[Assign; 5]> = header.fields().iter().filter_map(assign).collect();
         // Refused when there is nothing to set.
         self.out.extend(Set::new(header, &assigns).ok().map(Action::Set));
-    }
-}
-
-/// Adds to `looked` what tells how fields behind the IP header are to be read. No action changes that, so `key` may be rewritten.
-fn complete(looked: &mut Mask, key: &Key) {
-    use Field::*;
-    const NEIGHBOUR: [Field; 5] = [NdTarget, NdSll, NdTll, NdOptionsType, NdReserved];
-    if !matches!(key.eth_type(), eth_type::IPV4 | eth_type::IPV6) {
-        return;
-    }
-    let looks_at = |looked: &Mask, fields: &[Field]| fields.iter().any(|field| looked.get(*field) != 0);
-    if key.ip_proto() == ip_proto::ICMP6 && looks_at(looked, &NEIGHBOUR) {
-        looked.add_field(Icmp6Type);
-    }
-    if looks_at(looked, &[TpSrc, TpDst, TcpFlags]) || looks_at(looked, &NEIGHBOUR) {
-        looked.add_field(IpProto);
     }
 }
 

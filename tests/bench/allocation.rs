@@ -30,7 +30,7 @@ fn a_mark_hit_allocates_nothing() {
 
 #[test]
 fn an_emc_hit_allocates_nothing() {
-    let mut rig = Rig::exact(1_000, &[tuple_mask(32)], &output()).cached();
+    let mut rig = Rig::exact(1_000, &tuple_masks(10), &output()).cached();
     assert_eq!(allocations(&mut rig, |_| {}), 0);
     let hits = rig.pipeline.counters.lookup.emc_hit.get();
     assert!(hits > PACKETS * 9 / 10, "most packets were EMC hits: {hits}");
