@@ -1,5 +1,7 @@
 //! A new flow per packet: decided by the rules, installed, its packet sent.
 
+use std::sync::Arc;
+
 use criterion::{Criterion, Throughput};
 use offloadd::offload::backend::sim;
 use offloadd::offload::{Offload, OffloadConfig};
@@ -19,9 +21,17 @@ pub fn bench(c: &mut Criterion) {
     {
         let mut rig = Rig::new(agent);
         rig.traffic(FLOWS);
+        // A rule for each, so that each gets a megaflow of its own.
+        let rules: Vec<String> =
+            (0..FLOWS).map(|n| format!("priority=1,ip,nw_src=10.0.0.{n},actions=output:2")).collect();
+        let slowpath = Arc::clone(&rig.pipeline.shared.slowpath);
+        slowpath.add_rules(rules.iter().map(String::as_str), &(), rig.now).expect("the rules are right");
         g.bench_function(name, |b| {
             b.iter_custom(|packets| {
+                let counters = Arc::clone(&rig.pipeline.counters);
+                let before = counters.lookup.upcall_installed.get();
                 let (time, done) = rig.measure(packets, |_| {}, Rig::forget);
+                assert_eq!(counters.lookup.upcall_installed.get() - before, done, "each packet installs a megaflow");
                 time.mul_f64(packets as f64 / done as f64)
             });
         });
