@@ -341,3 +341,12 @@ fn the_pages_are_good_mdoc() {
         }
     }
 }
+
+#[test]
+fn the_readme_shows_the_namespaces_example_as_it_is_run() {
+    let script = include_str!("../packaging/examples/two-namespaces.sh");
+    let (_, body) = script.split_once("# Two namespaces, each on a wire of its own.").unwrap();
+    // What the script remembers for its cleaning up is left out.
+    let body: Vec<&str> = body.trim().lines().filter(|line| !line.contains("made=")).collect();
+    assert!(include_str!("../README.md").contains(&body.join("\n")), "README.md differs from two-namespaces.sh");
+}

@@ -84,8 +84,7 @@ impl Pipeline {
     /// Takes up to [`BATCH`] received packets through the switch and leaves the list empty.
     pub fn process(&mut self, now: Instant, packets: &mut Vec<Packet>) {
         debug_assert!(packets.len() <= BATCH);
-        let counters = Arc::clone(&self.counters);
-        counters.doings.batches.add(1);
+        self.counters.doings.batches.add(1);
         self.drop_runts(packets);
 
         let unmarked = self.find_by_mark(packets);
@@ -94,7 +93,8 @@ impl Pipeline {
         let way = self.settle(now, groups);
         self.execute(packets, groups, missed, way);
         self.upcalls(now);
-        counters.doings.tx_batches.add(self.outputs.flush(now, &mut self.pool, &counters.fate));
+        let sent = self.outputs.flush(now, &mut self.pool, &self.counters.fate);
+        self.counters.doings.tx_batches.add(sent);
     }
 
     fn drop_runts(&mut self, packets: &mut Vec<Packet>) {
