@@ -330,6 +330,10 @@ impl Worker {
             self.refuse(id, Trouble::new(Refusal::NoMark, text, wants.decision, now, None));
             return true;
         };
+        if self.rules.in_device() == 0 {
+            // Nothing is lost by a reset of an empty device, so it is none to start over for.
+            self.device.was_reset();
+        }
         let Some(rule) = self.rules.get(id) else {
             self.marks.give_back(lease);
             return true;
@@ -606,12 +610,10 @@ impl Worker {
                 return;
             }
             self.next_stats = now + self.stats_interval;
-            self.stats_at = Some(0);
             if self.device.was_reset() {
-                self.tally.resets += 1;
-                self.forget_all();
-                return;
+                return self.start_over();
             }
+            self.stats_at = Some(0);
         }
         let (ids, next) = self.rules.slice(self.stats_at.unwrap_or(0), BATCH);
         self.stats_at = (next > 0).then_some(next);
@@ -635,6 +637,23 @@ impl Worker {
         {
             owner.add_device_stats(&more);
         }
+    }
+
+    /// The device was reset at some moment since it was last asked. Rules put after that moment are in it and stamp
+    /// their marks, so all that the table says is there must go before a mark may.
+    fn start_over(&mut self) {
+        self.tally.resets += 1;
+        if self.device.flush() {
+            return self.forget_all();
+        }
+        let (ids, _) = self.rules.slice(0, usize::MAX);
+        for id in ids {
+            if let Some(rule) = self.rules.get_mut(id) {
+                rule.condemned = true;
+            }
+            self.todo.push_back(id);
+        }
+        self.full = false;
     }
 
     /// The device has no rule any more.

@@ -649,6 +649,63 @@ fn a_device_that_forgot_its_rules_is_filled_again() {
     assert_eq!(world.offload.snapshot().resets, 1);
 }
 
+/// What no device may ever have: two rules with one mark, or a mark that the table thinks is free.
+fn assert_marks_are_their_rules_own(world: &World) {
+    let mut stamped: Vec<_> = world.script.lock().unwrap().rules.values().map(|rule| rule.1).collect();
+    let mut leased: Vec<_> = world
+        .worker
+        .rules
+        .iter()
+        .filter_map(|(_, rule)| Some(rule.has.as_ref()?.lease.mark().0.get()))
+        .collect();
+    stamped.sort_unstable();
+    leased.sort_unstable();
+    assert_eq!(stamped, leased);
+    leased.dedup();
+    assert_eq!(stamped.len(), leased.len());
+}
+
+#[test]
+fn rules_put_between_a_reset_and_its_detection_leave_the_device_before_their_marks_are_used_again() {
+    for flush_fails in [false, true] {
+        let mut world = World::new(|script, _| script.flush_fails = flush_fails);
+        let before = world.adopt(1);
+        world.settle();
+        let mut script = world.script.lock().unwrap();
+        script.rules.clear();
+        script.generation += 1;
+        script.delete_failures = 3;
+        drop(script);
+        let after = world.adopt(2);
+        world.settle();
+        assert_eq!(mark_of(&after), Some(2), "nobody knows of the reset yet");
+        for i in 3..9 {
+            world.pass(Duration::from_millis(500));
+            world.drained();
+            world.turn_ring_over();
+            world.adopt(i);
+            world.settle();
+            let script = world.script.lock().unwrap();
+            let marks: std::collections::BTreeSet<_> = script.rules.values().map(|rule| rule.1).collect();
+            assert_eq!(marks.len(), script.rules.len(), "no mark is stamped for two flows");
+        }
+        world.pass(Duration::from_secs(1));
+        assert_marks_are_their_rules_own(&world);
+        assert!([before, after].iter().all(|cell| cell.standing() == Standing::Offloaded(Level::Full)));
+        assert_eq!(world.offload.snapshot().resets, 1);
+    }
+}
+
+#[test]
+fn a_reset_of_an_empty_device_costs_nothing() {
+    let mut world = World::new(|_, _| {});
+    world.script.lock().unwrap().generation += 1;
+    let cell = world.adopt(1);
+    world.pass(Duration::from_secs(3));
+    assert_eq!((world.operations(), mark_of(&cell)), (vec!["put"], Some(1)));
+    assert_eq!(world.offload.snapshot().resets, 0);
+}
+
 #[test]
 fn a_device_that_panics_is_left_alone_and_its_marks_are_ignored() {
     let mut world = World::new(|_, _| {});
