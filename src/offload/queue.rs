@@ -216,9 +216,14 @@ impl<T, M> Consumer<T, M> {
         std::mem::take(&mut *messages)
     }
 
+    /// Whether a message waits.
+    pub fn has_messages(&self) -> bool {
+        self.queue.has_messages.load(Ordering::Relaxed)
+    }
+
     /// Whether something waits that goes before the put lane.
     pub fn is_urgent(&self) -> bool {
-        self.queue.has_messages.load(Ordering::Relaxed) || !self.deletes.is_empty() || !self.queue.deletes.is_empty()
+        self.has_messages() || !self.deletes.is_empty() || !self.queue.deletes.is_empty()
     }
 
     /// Whether anything waits at all.

@@ -73,7 +73,9 @@ pub struct Worker {
     /// Rules that something else than their owners concerns.
     todo: VecDeque<RuleId>,
     timers: BinaryHeap<Reverse<(Instant, RuleId)>>,
-    waiting: VecDeque<RuleId>,
+    /// Rules that wait for room or a mark, oldest first.
+    waiting: BTreeMap<u64, RuleId>,
+    next_ticket: u64,
     /// How many waiting rules may try.
     room: usize,
     /// The device said that it has no room, and nothing was removed since.
@@ -153,7 +155,8 @@ impl Worker {
             mailboxes: Vec::new(),
             todo: VecDeque::new(),
             timers: BinaryHeap::new(),
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
             room: 0,
             full: false,
             next_probe: start,
@@ -183,7 +186,8 @@ impl Worker {
         }
     }
 
-    /// One round of everything that is due at `now`.
+    /// One round of everything that is due at `now`. A message that comes in the midst of it, which may be the one to
+    /// stop, waits for no more than one more step of each kind, however slow the device.
     pub fn turn(&mut self, now: Instant) {
         for message in self.consumer.take_messages() {
             self.obey(message, now);
@@ -194,14 +198,23 @@ impl Worker {
         for _ in 0..BATCH {
             let Some(cell) = self.consumer.next_delete() else { break };
             self.visit(&cell, now);
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         for _ in 0..BATCH {
             let Some(id) = self.todo.pop_front() else { break };
             self.reconcile(id, now);
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         for _ in 0..BATCH {
             let Some(id) = self.next_timer(now) else { break };
             self.reconcile(id, now);
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         self.admit_waiting(now);
         for _ in 0..PUTS {
@@ -510,12 +523,13 @@ impl Worker {
         let mut trouble = trouble;
         match trouble.why {
             Refusal::Device => trouble = trouble.after(rule.trouble.as_ref(), rule.hash),
-            Refusal::NoRoom | Refusal::NoMark if !rule.waits_for_room => {
-                rule.waits_for_room = true;
+            Refusal::NoRoom | Refusal::NoMark if rule.ticket.is_none() => {
+                rule.ticket = Some(self.next_ticket);
                 if self.waiting.is_empty() {
                     self.next_probe = trouble.last + PROBE;
                 }
-                self.waiting.push_back(id);
+                self.waiting.insert(self.next_ticket, id);
+                self.next_ticket += 1;
             }
             _ => {}
         }
@@ -536,8 +550,14 @@ impl Worker {
 
     fn set_trouble(&mut self, id: RuleId, trouble: Option<Trouble>) {
         let Some(rule) = self.rules.get_mut(id) else { return };
-        if let Some(trouble) = &trouble {
-            self.refused[trouble.why as usize] += 1;
+        let why = trouble.as_ref().map(|trouble| trouble.why);
+        if let Some(why) = why {
+            self.refused[why as usize] += 1;
+        }
+        if !matches!(why, Some(Refusal::NoRoom | Refusal::NoMark))
+            && let Some(ticket) = rule.ticket.take()
+        {
+            self.waiting.remove(&ticket);
         }
         if let Some(before) = std::mem::replace(&mut rule.trouble, trouble) {
             self.refused[before.why as usize] -= 1;
@@ -561,15 +581,22 @@ impl Worker {
             self.full = false;
             self.room += 1;
         }
-        for _ in 0..self.room.min(BATCH) {
-            let Some(id) = self.waiting.pop_front() else { break };
-            self.room -= 1;
+        for _ in 0..BATCH {
+            if self.room == 0 {
+                break;
+            }
+            let Some((_, id)) = self.waiting.pop_first() else { break };
             let Some(rule) = self.rules.get_mut(id) else { continue };
-            rule.waits_for_room = false;
+            rule.ticket = None;
             if let Some(trouble) = &mut rule.trouble {
                 trouble.next = Some(now);
             }
             self.reconcile(id, now);
+            // One that turned out to be dead leaves the room to the next.
+            self.room -= usize::from(self.rules.get(id).is_some());
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         if self.waiting.is_empty() {
             self.room = 0;

@@ -23,8 +23,8 @@ struct Script {
     generation: u64,
     flush_fails: bool,
     panic_at: Option<&'static str>,
-    /// Runs in the midst of the next put.
-    during_put: Option<Box<dyn FnOnce() + Send>>,
+    /// Runs in the midst of the next operation.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
     next: u64,
 }
 
@@ -38,6 +38,11 @@ impl Scripted {
             drop(script);
             panic!("as the script says");
         }
+        if let Some(meanwhile) = script.meanwhile.take() {
+            drop(script);
+            meanwhile();
+            script = self.0.lock().unwrap();
+        }
         script
     }
 }
@@ -48,11 +53,7 @@ impl Backend for Scripted {
     }
 
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError> {
-        let during = self.operate("put").during_put.take();
-        if let Some(during) = during {
-            during();
-        }
-        let mut script = self.0.lock().unwrap();
+        let mut script = self.operate("put");
         if let Some(error) = script.put_answers.pop_front() {
             return Err(error);
         }
@@ -143,7 +144,7 @@ impl World {
             generation: 0,
             flush_fails: false,
             panic_at: None,
-            during_put: None,
+            meanwhile: None,
             next: 0,
         };
         let mut config = OffloadConfig::default();
@@ -280,7 +281,7 @@ fn a_flow_that_dies_while_installing_is_removed_after_and_never_bound() {
     let mut world = World::new(|_, _| {});
     let cell = world.adopt(1);
     let (agent, dying, now) = (Arc::clone(&world.agent), crate::sync::Arc::clone(&cell), world.now);
-    world.script.lock().unwrap().during_put = Some(Box::new(move || agent.release(now, &dying)));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(move || agent.release(now, &dying)));
     world.settle();
     assert_eq!(world.operations(), ["put", "delete"]);
     assert_eq!(world.drained(), []);
@@ -294,7 +295,7 @@ fn a_flow_that_changes_while_installing_ends_with_its_newest_actions() {
     let cell = world.adopt(1);
     let (agent, changing, now) = (Arc::clone(&world.agent), crate::sync::Arc::clone(&cell), world.now);
     let change = move || agent.update(now, &changing, output(9), 2);
-    world.script.lock().unwrap().during_put = Some(Box::new(change));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(change));
     world.settle();
     assert_eq!(world.device_actions(), [output(9)]);
     assert_eq!(world.operations(), ["put", "replace"]);
@@ -433,7 +434,7 @@ fn a_rule_that_cannot_be_replaced_is_unbound_while_it_is_deleted_and_put() {
     let unbound = Arc::new(Mutex::new(None));
     let (seen, watched) = (Arc::clone(&unbound), crate::sync::Arc::clone(&cell));
     let watch = move || *seen.lock().unwrap() = Some(watched.mark().is_none());
-    world.script.lock().unwrap().during_put = Some(Box::new(watch));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(watch));
     world.settle();
     assert_eq!(world.operations(), ["put", "delete", "put"]);
     assert_eq!(*unbound.lock().unwrap(), Some(true));
@@ -524,6 +525,50 @@ fn a_full_table_is_asked_again_only_when_room_appears() {
     world.script.lock().unwrap().capacity = 3;
     world.pass(Duration::from_secs(3));
     assert_eq!(cells[3].standing(), Standing::Offloaded(Level::Full), "room that appeared by itself");
+}
+
+#[test]
+fn flows_that_died_waiting_for_room_leave_nothing_behind_and_take_no_room() {
+    let mut world = World::new(|script, _| script.capacity = 1);
+    let first = world.adopt(1);
+    world.settle();
+    for i in 2..1_000 {
+        let cell = world.adopt(i);
+        world.settle();
+        assert_eq!(cell.standing(), Standing::Refused(Refusal::NoRoom));
+        world.agent.release(world.now, &cell);
+        world.settle();
+        assert!(world.worker.waiting.is_empty());
+    }
+    let dying = world.adopt(1_000);
+    let living = world.adopt(1_001);
+    world.settle();
+    let (agent, now) = (Arc::clone(&world.agent), world.now);
+    world.agent.release(world.now, &first);
+    // One more dies at the very moment in which room appears.
+    world.script.lock().unwrap().meanwhile = Some(Box::new(move || agent.release(now, &dying)));
+    world.settle();
+    assert_eq!(living.standing(), Standing::Offloaded(Level::Full));
+    assert!(world.worker.waiting.is_empty());
+}
+
+#[test]
+fn a_message_waits_for_one_step_of_each_kind_at_most() {
+    let mut world = World::new(|_, _| {});
+    let mut cells: Vec<_> = (1..=100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.operations();
+    // Something of each kind: removals by death and by flush, puts.
+    cells.drain(..50).for_each(|cell| world.agent.release(world.now, &cell));
+    let _flush = world.offload.flush();
+    (101..=150).for_each(|i| drop(world.adopt(i)));
+    let queue = crate::sync::Arc::clone(&world.offload.shared.queues[0]);
+    world.script.lock().unwrap().meanwhile = Some(Box::new(move || queue.send(Message::PortRemoved(PortNo(9)))));
+    world.worker.turn(world.now);
+    let operations = world.operations().len();
+    assert!((1..=5).contains(&operations), "{operations}");
+    world.settle();
+    assert_eq!(world.offload.snapshot().rules, 100);
 }
 
 #[test]
