@@ -189,8 +189,10 @@ impl Worker {
     /// One round of everything that is due at `now`. A message that comes in the midst of it, which may be the one to
     /// stop, waits for no more than one more step of each kind, however slow the device.
     pub fn turn(&mut self, now: Instant) {
-        for message in self.consumer.take_messages() {
-            self.obey(message, now);
+        match self.consumer.take_messages() {
+            Some(messages) => messages.into_iter().for_each(|message| self.obey(message, now)),
+            // It was given up while it hung in the device.
+            None => drop(self.stop(now, now)),
         }
         if self.stopped {
             return self.publish();
@@ -860,8 +862,6 @@ impl Drop for Worker {
             let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             report.off = Some("the offload worker panicked".to_owned());
         }
-        // Whoever waits for an answer learns that there will be none.
-        drop(self.consumer.take_messages());
     }
 }
 

@@ -59,7 +59,7 @@ fn a_message_wakes_the_worker() {
         let mut messages = Vec::new();
         while messages.is_empty() {
             consumer.sleep(None);
-            messages = consumer.take_messages();
+            messages = consumer.take_messages().expect("nobody closed the queue");
         }
         assert_eq!(messages, [7]);
         sender.join().unwrap();

@@ -697,12 +697,8 @@ fn a_device_that_forgot_its_rules_is_filled_again() {
 /// What no device may ever have: two rules with one mark, or a mark that the table thinks is free.
 fn assert_marks_are_their_rules_own(world: &World) {
     let mut stamped: Vec<_> = world.script.lock().unwrap().rules.values().map(|rule| rule.1).collect();
-    let mut leased: Vec<_> = world
-        .worker
-        .rules
-        .iter()
-        .filter_map(|(_, rule)| Some(rule.has.as_ref()?.lease.mark().0.get()))
-        .collect();
+    let mut leased: Vec<_> =
+        world.worker.rules.iter().filter_map(|(_, rule)| Some(rule.has.as_ref()?.lease.mark().0.get())).collect();
     stamped.sort_unstable();
     leased.sort_unstable();
     assert_eq!(stamped, leased);
@@ -867,9 +863,40 @@ fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
     assert_eq!(offload.snapshot().queue.depth, 0);
     agent.release(world.now, &cell);
     let begin = Instant::now();
+    let mut asked_before = offload.flush();
     offload.stop(begin + Duration::from_millis(20));
     assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(asked_before.try_recv().is_err() && offload.marks(0, 1).try_recv().is_err(), "nobody waits for it");
     drop(let_go);
+    // It ends by itself once the device lets it.
+    while world.script.lock().unwrap().operations.last() != Some(&"flush") {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_port_that_comes_and_goes_while_the_worker_does_not_look_leaves_no_messages() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    for _ in 0..1_000 {
+        world.offload.port_removed(PortNo(1));
+        world.offload.port_added(port(1), vec![]);
+        world.offload.port_added(port(2), vec![]);
+        world.offload.port_removed(PortNo(2));
+    }
+    assert_eq!(world.worker.consumer.take_messages().map(|messages| messages.len()), Some(2));
+    world.offload.port_removed(PortNo(1));
+    world.settle();
+    assert_eq!(cell.standing(), Standing::Refused(Refusal::NoDevice));
+}
+
+#[test]
+fn questions_to_a_worker_that_is_gone_are_cancelled() {
+    let World { offload, worker, .. } = World::new(|_, _| {});
+    let mut before = offload.flush();
+    drop(worker);
+    assert!(before.try_recv().is_err() && offload.flush().try_recv().is_err());
 }
 
 #[test]
