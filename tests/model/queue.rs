@@ -66,6 +66,30 @@ fn a_message_wakes_the_worker() {
     });
 }
 
+/// A queue that is given up wakes its worker, whatever was sent meanwhile, and keeps nothing.
+#[test]
+fn a_closed_queue_wakes_the_worker_and_keeps_nothing() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::<AtomicUsize, Arc<()>>::new(8));
+        let message = Arc::new(());
+        let sender = {
+            let (queue, message) = (Arc::clone(&queue), Arc::clone(&message));
+            thread::spawn(move || queue.send(message))
+        };
+        let giver_up = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.close())
+        };
+        let mut consumer = Consumer::new(queue);
+        while consumer.take_messages().is_some() {
+            consumer.sleep(None);
+        }
+        sender.join().unwrap();
+        giver_up.join().unwrap();
+        assert_eq!(Arc::strong_count(&message), 1);
+    });
+}
+
 /// The same wake-up with the producer's fence left out.
 #[test]
 fn the_checker_catches_a_wake_up_without_the_producers_fence() {
