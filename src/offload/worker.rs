@@ -236,6 +236,7 @@ impl Worker {
         self.consumer.has_work()
             || !self.todo.is_empty()
             || (self.room > 0 && !self.waiting.is_empty())
+            || self.stats_at.is_some()
             || self.next_due().is_some_and(|due| due <= now)
     }
 

@@ -787,6 +787,17 @@ fn what_the_device_counted_is_the_flows_and_the_last_reading_is_not_lost() {
 }
 
 #[test]
+fn one_reading_counts_every_rule_however_many_there_are() {
+    let mut world = World::new(|script, _| script.caps.mark_bits = 16);
+    let cells: Vec<_> = (1..=3 * BATCH as u32).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.script.lock().unwrap().counts = FlowStats { packets: 7, bytes: 700, used_ns: 9 };
+    world.now += Duration::from_secs(1);
+    world.settle();
+    assert!(cells.iter().all(|cell| cell.device_stats().packets == 7));
+}
+
+#[test]
 fn pages_of_marks_come_in_order_and_end() {
     let mut world = World::new(|_, _| {});
     let cells: Vec<_> = (1..=5).map(|i| world.adopt(i)).collect();
