@@ -137,6 +137,11 @@ impl Quarantined {
         self.mark
     }
 
+    /// Frames that carry it may wait in these queues, too.
+    pub fn wait_for(&mut self, queues: &[Arc<RxProgress>]) {
+        self.points.extend(queues.iter().map(|queue| (Arc::clone(queue), queue.mark_point())));
+    }
+
     /// Whether every frame that was in a ring at retirement has been taken out.
     pub fn is_over(&self) -> bool {
         self.points.iter().all(|(queue, point)| queue.turned_over_since(point))

@@ -107,6 +107,8 @@ struct Attached {
 /// A mark on its way back to the pool: its owners' pollers must have unbound it, and the rings have turned over.
 struct Leaving {
     mark: Quarantined,
+    /// The one port whose frames may carry it, if its rule had one.
+    port: Option<PortNo>,
     unbinding: Owners,
 }
 
@@ -197,6 +199,8 @@ impl Worker {
         if self.stopped {
             return self.publish();
         }
+        // Right after the messages: any port that was added before a mark retired is known by now.
+        self.release_marks(now);
         for _ in 0..BATCH {
             let Some(cell) = self.consumer.next_delete() else { break };
             self.visit(&cell, now);
@@ -226,7 +230,6 @@ impl Worker {
                 break;
             }
         }
-        self.release_marks(now);
         self.read_device(now);
         self.publish();
     }
@@ -477,7 +480,7 @@ impl Worker {
         let port = self.rules.get(id).and_then(Rule::in_port);
         let concerned = self.ports.iter().filter(|(number, _)| port.is_none_or(|port| port == **number));
         let mark = lease.retire(concerned.flat_map(|(_, attached)| &attached.queues));
-        self.quarantine.push_back(Leaving { mark, unbinding });
+        self.quarantine.push_back(Leaving { mark, port, unbinding });
     }
 
     /// The owners learn their mark.
@@ -615,14 +618,14 @@ impl Worker {
         let mut held = false;
         for _ in 0..self.quarantine.len().min(4 * BATCH) {
             let Some(leaving) = self.quarantine.pop_front() else { break };
-            let Leaving { mark, mut unbinding } = leaving;
+            let Leaving { mark, port, mut unbinding } = leaving;
             unbinding.retain(|owner| !owner.is_delivered());
             let mark = if unbinding.is_empty() { self.marks.release(mark) } else { Err(mark) };
             match mark {
                 Ok(()) => self.room += 1,
                 Err(mark) => {
                     held = true;
-                    self.quarantine.push_back(Leaving { mark, unbinding });
+                    self.quarantine.push_back(Leaving { mark, port, unbinding });
                 }
             }
         }
@@ -743,6 +746,10 @@ impl Worker {
     fn attach(&mut self, info: PortInfo, mut queues: Vec<StdArc<RxProgress>>) {
         let number = info.number;
         let mut rules = 0;
+        // The port may have received before it was told of, and a rule that is gone since may have stamped its frames.
+        for leaving in self.quarantine.iter_mut().filter(|leaving| leaving.port.is_none_or(|port| port == number)) {
+            leaving.mark.wait_for(&queues);
+        }
         if let Some(before) = self.ports.remove(&number) {
             // It came back before the last of its rules had gone; old marks may wait in the old queues too.
             self.device.port_removed(number);

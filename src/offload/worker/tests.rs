@@ -465,6 +465,27 @@ fn a_mark_is_not_used_again_before_its_poller_unbound_it_and_the_ring_turned_ove
 }
 
 #[test]
+fn a_mark_waits_for_the_rings_of_a_port_that_was_added_while_its_rule_was_removed() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    let ring = Arc::new(RxProgress::new(64));
+    let (queue, added) = (crate::sync::Arc::clone(&world.offload.shared.queues[0]), Arc::clone(&ring));
+    let add = move || queue.send(Message::PortAdded(port(1), vec![added]));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(add));
+    world.agent.release(world.now, &cell);
+    // The old ring is at rest, and does not hold the mark back.
+    world.ring.close();
+    world.settle();
+    world.pass(Duration::from_millis(50));
+    assert_eq!(world.offload.snapshot().marks.quarantined, 1);
+    ring.took(0);
+    ring.took(0);
+    world.pass(Duration::from_millis(50));
+    assert_eq!(world.offload.snapshot().marks.quarantined, 0);
+}
+
+#[test]
 fn a_sleeping_poller_is_woken_to_look_while_marks_wait_for_it() {
     let mut world = World::new(|_, _| {});
     let rung = Arc::new(std::sync::atomic::AtomicU32::new(0));
