@@ -208,6 +208,8 @@ fn a_flow_that_dies_at_any_moment_ends_with_nothing_in_the_device() {
             });
             agent.release(now, &cell);
             let mut worker = thread.join().unwrap();
+            // The dead flow, then its mark.
+            worker.turn(now);
             worker.turn(now);
             assert!(!worker.has_work(now));
             assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Gone, 0));
