@@ -182,15 +182,18 @@ impl Offload {
 
     /// The port's rules are to be removed from the device; later flows of it stay in software. Does not wait.
     pub fn port_removed(&self, port: PortNo) {
-        self.tell(|| Message::PortRemoved(port));
+        // A port that came and went while the device hangs concerns nobody any more.
+        let added = |message: &Message| matches!(message, Message::PortAdded(info, _) if info.number == port);
+        self.shared.queues.iter().for_each(|queue| queue.take_back_or_send(added, Message::PortRemoved(port)));
     }
 
     /// Removes every rule that is in the device when the worker reads this, even if wanted again meanwhile. Completes
-    /// when the device has forgotten them; drop it to stop waiting.
+    /// when the device has forgotten them; drop it to stop waiting. Cancelled when the worker is gone, or has not read
+    /// hundreds of earlier questions.
     pub fn flush(&self) -> oneshot::Receiver<Flushed> {
         let (reply, receiver) = oneshot::channel();
         match self.shared.queues.first() {
-            Some(queue) => queue.send(Message::Flush(reply)),
+            Some(queue) => queue.ask(Message::Flush(reply)),
             // The receiver is alive: it is returned below.
             None => drop(reply.send(Flushed { removed: 0, trouble: None })),
         }
@@ -228,12 +231,12 @@ impl Offload {
     }
 
     /// Up to `limit` (at most 1,000) marks above `after` with their megaflows. Answered by the worker, so not while
-    /// the device hangs.
+    /// the device hangs; cancelled as [`Offload::flush`].
     pub fn marks(&self, after: u32, limit: usize) -> oneshot::Receiver<MarkPage> {
         let (reply, receiver) = oneshot::channel();
         let limit = limit.clamp(1, 1_000);
         match self.shared.queues.first() {
-            Some(queue) => queue.send(Message::Marks { after, limit, reply }),
+            Some(queue) => queue.ask(Message::Marks { after, limit, reply }),
             // The receiver is alive: it is returned below.
             None => drop(reply.send(MarkPage::default())),
         }
@@ -265,6 +268,7 @@ impl Offload {
             }
             Err(_) => {
                 let left = self.report().rules;
+                self.shared.queues.iter().for_each(|queue| queue.close());
                 log::warn!("the offload worker did not stop in time; {left} rules may be left in the device");
                 Stopped { removed: 0, left }
             }

@@ -32,6 +32,9 @@ pub const PUT: usize = 0;
 /// The link of the delete lane.
 pub const DELETE: usize = 1;
 
+/// Messages that may wait before questions are refused; more wait only while the device hangs.
+const MESSAGES: usize = 256;
+
 /// What became of a request to put.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Admission {
@@ -51,7 +54,7 @@ pub struct Queue<T, M> {
     sleeping: CachePadded<AtomicBool>,
     has_messages: AtomicBool,
     limit: usize,
-    messages: Mutex<Vec<M>>,
+    messages: Mutex<Messages<M>>,
     wake: Condvar,
     deletes_waiting: AtomicUsize,
     high_water: AtomicUsize,
@@ -59,6 +62,12 @@ pub struct Queue<T, M> {
     coalesced: AtomicU64,
     refused: AtomicU64,
     wakeups: AtomicU64,
+}
+
+struct Messages<M> {
+    waiting: Vec<M>,
+    /// Nobody will read any more.
+    closed: bool,
 }
 
 /// Counts of one queue.
@@ -91,7 +100,7 @@ impl<T, M> Queue<T, M> {
             sleeping: CachePadded::new(AtomicBool::new(false)),
             has_messages: AtomicBool::new(false),
             limit,
-            messages: Mutex::new(Vec::new()),
+            messages: Mutex::new(Messages { waiting: Vec::new(), closed: false }),
             wake: Condvar::new(),
             deletes_waiting: AtomicUsize::new(0),
             high_water: AtomicUsize::new(0),
@@ -130,13 +139,46 @@ impl<T, M> Queue<T, M> {
         self.entered(0);
     }
 
-    /// Leaves a message for the worker. Takes the mutex: for rare things.
+    /// Leaves a message for the worker. Takes the mutex, as all that follow: for rare things. What a closed queue is
+    /// sent is dropped.
     pub fn send(&self, message: M) {
         let mut messages = self.lock();
-        messages.push(message);
-        self.has_messages.store(true, Ordering::Release);
-        self.sleeping.store(false, Ordering::Relaxed);
-        self.wake.notify_one();
+        if !messages.closed {
+            messages.waiting.push(message);
+            self.announce();
+        }
+    }
+
+    /// Leaves a question, which is dropped where it would have to wait behind too many messages.
+    pub fn ask(&self, question: M) {
+        let mut messages = self.lock();
+        if !messages.closed && messages.waiting.len() < MESSAGES {
+            messages.waiting.push(question);
+            self.announce();
+        }
+    }
+
+    /// Takes back the newest message for which `which` holds, if the worker has not read it; otherwise leaves `message`.
+    pub fn take_back_or_send(&self, which: impl Fn(&M) -> bool, message: M) {
+        let mut messages = self.lock();
+        match messages.waiting.iter().rposition(which) {
+            Some(at) => drop(messages.waiting.remove(at)),
+            None if !messages.closed => {
+                messages.waiting.push(message);
+                self.announce();
+            }
+            None => {}
+        }
+    }
+
+    /// Drops all messages, and those to come: whoever waits for an answer learns that there will be none.
+    pub fn close(&self) {
+        let mut messages = self.lock();
+        messages.closed = true;
+        let unread = std::mem::take(&mut messages.waiting);
+        self.announce();
+        drop(messages);
+        drop(unread);
     }
 
     /// Counts of this queue, each right by itself.
@@ -168,7 +210,14 @@ impl<T, M> Queue<T, M> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<M>> {
+    /// Has the worker look at the messages. To be called with the mutex in hand.
+    fn announce(&self) {
+        self.has_messages.store(true, Ordering::Release);
+        self.sleeping.store(false, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Messages<M>> {
         // A list of messages is whole between any two statements that change it, so a poisoned one is still good.
         self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -206,19 +255,27 @@ impl<T, M> Consumer<T, M> {
         Some(node)
     }
 
-    /// Messages sent since the last time.
-    pub fn take_messages(&mut self) -> Vec<M> {
+    /// Messages sent since the last time; `None` when the queue was closed.
+    pub fn take_messages(&mut self) -> Option<Vec<M>> {
         if !self.queue.has_messages.load(Ordering::Acquire) {
-            return Vec::new();
+            return Some(Vec::new());
         }
         let mut messages = self.queue.lock();
+        if messages.closed {
+            return None;
+        }
         self.queue.has_messages.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *messages)
+        Some(std::mem::take(&mut messages.waiting))
+    }
+
+    /// Whether a message waits, or the queue was closed.
+    pub fn has_messages(&self) -> bool {
+        self.queue.has_messages.load(Ordering::Relaxed)
     }
 
     /// Whether something waits that goes before the put lane.
     pub fn is_urgent(&self) -> bool {
-        self.queue.has_messages.load(Ordering::Relaxed) || !self.deletes.is_empty() || !self.queue.deletes.is_empty()
+        self.has_messages() || !self.deletes.is_empty() || !self.queue.deletes.is_empty()
     }
 
     /// Whether anything waits at all.
@@ -256,6 +313,12 @@ impl<T, M> Consumer<T, M> {
     }
 }
 
+impl<T, M> Drop for Consumer<T, M> {
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -288,6 +351,38 @@ mod tests {
     }
 
     #[test]
+    fn messages_that_nobody_will_read_are_dropped_and_questions_do_not_pile_up() {
+        let queue: Arc<Queue<u32, Option<Arc<()>>>> = Arc::new(Queue::new(2));
+        let mut consumer = Consumer::new(Arc::clone(&queue));
+        let question = Arc::new(());
+        for _ in 0..2 * MESSAGES {
+            queue.ask(Some(Arc::clone(&question)));
+        }
+        assert_eq!(Arc::strong_count(&question), 1 + MESSAGES);
+        queue.send(None);
+        assert_eq!(consumer.take_messages().map(|messages| messages.len()), Some(MESSAGES + 1), "orders always wait");
+        queue.send(Some(Arc::clone(&question)));
+        queue.close();
+        queue.send(Some(Arc::clone(&question)));
+        queue.ask(Some(Arc::clone(&question)));
+        queue.take_back_or_send(|_| false, Some(Arc::clone(&question)));
+        assert_eq!(Arc::strong_count(&question), 1);
+        consumer.sleep(None);
+        assert_eq!(consumer.take_messages(), None);
+    }
+
+    #[test]
+    fn an_order_and_its_opposite_do_not_both_wait() {
+        let queue: Arc<Queue<u32, i8>> = Arc::new(Queue::new(2));
+        let mut consumer = Consumer::new(Arc::clone(&queue));
+        for _ in 0..1_000 {
+            queue.take_back_or_send(|&waiting| waiting == 1, -1);
+            queue.send(1);
+        }
+        assert_eq!(consumer.take_messages(), Some(vec![-1, 1]));
+    }
+
+    #[test]
     fn a_worker_with_work_does_not_sleep_and_a_producer_wakes_one_that_sleeps() {
         let queue: Arc<Queue<u32, u8>> = Arc::new(Queue::new(8));
         let mut consumer = Consumer::new(Arc::clone(&queue));
@@ -297,7 +392,7 @@ mod tests {
         assert!(consumer.next_put().is_some());
         queue.send(9);
         consumer.sleep(None);
-        assert_eq!(consumer.take_messages(), [9]);
+        assert_eq!(consumer.take_messages(), Some(vec![9]));
         let producer = std::thread::spawn({
             let queue = Arc::clone(&queue);
             move || {

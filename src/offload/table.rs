@@ -33,8 +33,8 @@ pub struct Rule {
     pub trouble: Option<Trouble>,
     /// Why it could not be removed though not wanted.
     pub stuck: Option<Trouble>,
-    /// It stands in the list of rules that wait for room.
-    pub waits_for_room: bool,
+    /// Its place among the rules that wait for room or a mark.
+    pub ticket: Option<u64>,
 }
 
 /// What the device has of a rule.
@@ -75,7 +75,7 @@ impl Rule {
             condemned: false,
             trouble: None,
             stuck: None,
-            waits_for_room: false,
+            ticket: None,
         }
     }
 

@@ -73,7 +73,9 @@ pub struct Worker {
     /// Rules that something else than their owners concerns.
     todo: VecDeque<RuleId>,
     timers: BinaryHeap<Reverse<(Instant, RuleId)>>,
-    waiting: VecDeque<RuleId>,
+    /// Rules that wait for room or a mark, oldest first.
+    waiting: BTreeMap<u64, RuleId>,
+    next_ticket: u64,
     /// How many waiting rules may try.
     room: usize,
     /// The device said that it has no room, and nothing was removed since.
@@ -105,6 +107,8 @@ struct Attached {
 /// A mark on its way back to the pool: its owners' pollers must have unbound it, and the rings have turned over.
 struct Leaving {
     mark: Quarantined,
+    /// The one port whose frames may carry it, if its rule had one.
+    port: Option<PortNo>,
     unbinding: Owners,
 }
 
@@ -153,7 +157,8 @@ impl Worker {
             mailboxes: Vec::new(),
             todo: VecDeque::new(),
             timers: BinaryHeap::new(),
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
             room: 0,
             full: false,
             next_probe: start,
@@ -183,25 +188,39 @@ impl Worker {
         }
     }
 
-    /// One round of everything that is due at `now`.
+    /// One round of everything that is due at `now`. A message that comes in the midst of it, which may be the one to
+    /// stop, waits for no more than one more step of each kind, however slow the device.
     pub fn turn(&mut self, now: Instant) {
-        for message in self.consumer.take_messages() {
-            self.obey(message, now);
+        match self.consumer.take_messages() {
+            Some(messages) => messages.into_iter().for_each(|message| self.obey(message, now)),
+            // It was given up while it hung in the device.
+            None => drop(self.stop(now, now)),
         }
         if self.stopped {
             return self.publish();
         }
+        // Right after the messages: any port that was added before a mark retired is known by now.
+        self.release_marks(now);
         for _ in 0..BATCH {
             let Some(cell) = self.consumer.next_delete() else { break };
             self.visit(&cell, now);
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         for _ in 0..BATCH {
             let Some(id) = self.todo.pop_front() else { break };
             self.reconcile(id, now);
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         for _ in 0..BATCH {
             let Some(id) = self.next_timer(now) else { break };
             self.reconcile(id, now);
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         self.admit_waiting(now);
         for _ in 0..PUTS {
@@ -211,7 +230,6 @@ impl Worker {
                 break;
             }
         }
-        self.release_marks(now);
         self.read_device(now);
         self.publish();
     }
@@ -221,6 +239,7 @@ impl Worker {
         self.consumer.has_work()
             || !self.todo.is_empty()
             || (self.room > 0 && !self.waiting.is_empty())
+            || self.stats_at.is_some()
             || self.next_due().is_some_and(|due| due <= now)
     }
 
@@ -330,6 +349,10 @@ impl Worker {
             self.refuse(id, Trouble::new(Refusal::NoMark, text, wants.decision, now, None));
             return true;
         };
+        if self.rules.in_device() == 0 {
+            // Nothing is lost by a reset of an empty device, so it is none to start over for.
+            self.device.was_reset();
+        }
         let Some(rule) = self.rules.get(id) else {
             self.marks.give_back(lease);
             return true;
@@ -457,7 +480,7 @@ impl Worker {
         let port = self.rules.get(id).and_then(Rule::in_port);
         let concerned = self.ports.iter().filter(|(number, _)| port.is_none_or(|port| port == **number));
         let mark = lease.retire(concerned.flat_map(|(_, attached)| &attached.queues));
-        self.quarantine.push_back(Leaving { mark, unbinding });
+        self.quarantine.push_back(Leaving { mark, port, unbinding });
     }
 
     /// The owners learn their mark.
@@ -506,12 +529,13 @@ impl Worker {
         let mut trouble = trouble;
         match trouble.why {
             Refusal::Device => trouble = trouble.after(rule.trouble.as_ref(), rule.hash),
-            Refusal::NoRoom | Refusal::NoMark if !rule.waits_for_room => {
-                rule.waits_for_room = true;
+            Refusal::NoRoom | Refusal::NoMark if rule.ticket.is_none() => {
+                rule.ticket = Some(self.next_ticket);
                 if self.waiting.is_empty() {
                     self.next_probe = trouble.last + PROBE;
                 }
-                self.waiting.push_back(id);
+                self.waiting.insert(self.next_ticket, id);
+                self.next_ticket += 1;
             }
             _ => {}
         }
@@ -532,8 +556,14 @@ impl Worker {
 
     fn set_trouble(&mut self, id: RuleId, trouble: Option<Trouble>) {
         let Some(rule) = self.rules.get_mut(id) else { return };
-        if let Some(trouble) = &trouble {
-            self.refused[trouble.why as usize] += 1;
+        let why = trouble.as_ref().map(|trouble| trouble.why);
+        if let Some(why) = why {
+            self.refused[why as usize] += 1;
+        }
+        if !matches!(why, Some(Refusal::NoRoom | Refusal::NoMark))
+            && let Some(ticket) = rule.ticket.take()
+        {
+            self.waiting.remove(&ticket);
         }
         if let Some(before) = std::mem::replace(&mut rule.trouble, trouble) {
             self.refused[before.why as usize] -= 1;
@@ -557,15 +587,22 @@ impl Worker {
             self.full = false;
             self.room += 1;
         }
-        for _ in 0..self.room.min(BATCH) {
-            let Some(id) = self.waiting.pop_front() else { break };
-            self.room -= 1;
+        for _ in 0..BATCH {
+            if self.room == 0 {
+                break;
+            }
+            let Some((_, id)) = self.waiting.pop_first() else { break };
             let Some(rule) = self.rules.get_mut(id) else { continue };
-            rule.waits_for_room = false;
+            rule.ticket = None;
             if let Some(trouble) = &mut rule.trouble {
                 trouble.next = Some(now);
             }
             self.reconcile(id, now);
+            // One that turned out to be dead leaves the room to the next.
+            self.room -= usize::from(self.rules.get(id).is_some());
+            if self.consumer.has_messages() {
+                break;
+            }
         }
         if self.waiting.is_empty() {
             self.room = 0;
@@ -581,14 +618,14 @@ impl Worker {
         let mut held = false;
         for _ in 0..self.quarantine.len().min(4 * BATCH) {
             let Some(leaving) = self.quarantine.pop_front() else { break };
-            let Leaving { mark, mut unbinding } = leaving;
+            let Leaving { mark, port, mut unbinding } = leaving;
             unbinding.retain(|owner| !owner.is_delivered());
             let mark = if unbinding.is_empty() { self.marks.release(mark) } else { Err(mark) };
             match mark {
                 Ok(()) => self.room += 1,
                 Err(mark) => {
                     held = true;
-                    self.quarantine.push_back(Leaving { mark, unbinding });
+                    self.quarantine.push_back(Leaving { mark, port, unbinding });
                 }
             }
         }
@@ -606,12 +643,10 @@ impl Worker {
                 return;
             }
             self.next_stats = now + self.stats_interval;
-            self.stats_at = Some(0);
             if self.device.was_reset() {
-                self.tally.resets += 1;
-                self.forget_all();
-                return;
+                return self.start_over();
             }
+            self.stats_at = Some(0);
         }
         let (ids, next) = self.rules.slice(self.stats_at.unwrap_or(0), BATCH);
         self.stats_at = (next > 0).then_some(next);
@@ -635,6 +670,23 @@ impl Worker {
         {
             owner.add_device_stats(&more);
         }
+    }
+
+    /// The device was reset at some moment since it was last asked. Rules put after that moment are in it and stamp
+    /// their marks, so all that the table says is there must go before a mark may.
+    fn start_over(&mut self) {
+        self.tally.resets += 1;
+        if self.device.flush() {
+            return self.forget_all();
+        }
+        let (ids, _) = self.rules.slice(0, usize::MAX);
+        for id in ids {
+            if let Some(rule) = self.rules.get_mut(id) {
+                rule.condemned = true;
+            }
+            self.todo.push_back(id);
+        }
+        self.full = false;
     }
 
     /// The device has no rule any more.
@@ -694,6 +746,10 @@ impl Worker {
     fn attach(&mut self, info: PortInfo, mut queues: Vec<StdArc<RxProgress>>) {
         let number = info.number;
         let mut rules = 0;
+        // The port may have received before it was told of, and a rule that is gone since may have stamped its frames.
+        for leaving in self.quarantine.iter_mut().filter(|leaving| leaving.port.is_none_or(|port| port == number)) {
+            leaving.mark.wait_for(&queues);
+        }
         if let Some(before) = self.ports.remove(&number) {
             // It came back before the last of its rules had gone; old marks may wait in the old queues too.
             self.device.port_removed(number);
@@ -814,8 +870,6 @@ impl Drop for Worker {
             let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             report.off = Some("the offload worker panicked".to_owned());
         }
-        // Whoever waits for an answer learns that there will be none.
-        drop(self.consumer.take_messages());
     }
 }
 

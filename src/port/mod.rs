@@ -30,7 +30,7 @@ use std::time::Instant;
 
 use crate::flow::PortNo;
 use crate::packet::{Packet, Pool};
-use crate::sync::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
 pub use spec::{Kind, PortSpec, SpecError};
 
@@ -151,33 +151,53 @@ impl Sent {
 
 /// How far a receive queue has been emptied: what tells when frames that an old mark was stamped on are gone.
 ///
+/// The poller counts *turns*: one ends when a look finds the queue empty, or when as many frames as the queue holds were
+/// taken since the last one ended. So a turn takes every frame that was in the queue when it began.
+///
+/// ```text
+///   poller                                     worker
+///   turn p ends: turns = p + 1                 the device has forgotten the mark
+///   fence ◄────────── one of the two ────────► fence
+///   looks of turn p + 1 …                      the point: turns == p
+///   turn p + 1 ends: turns = p + 2             over: turns >= p + 2
+/// ```
+///
+/// Of two fences one comes first: either the worker sees that turn p has ended, and the point is later; or the looks
+/// after it see every frame that was in the queue before the worker's fence. So of the turns that end after the point
+/// only the first may have begun too early, and two are enough. Without the poller's fence a core may look again
+/// before its earlier count has left its store buffer, and count looks that were over before the point as later ones.
+/// It costs nothing where packets are handled: only a look at an empty queue, and one in many full batches, has it.
+///
 /// # Thread-safety
 /// The queue's poller writes, the offload worker reads.
 #[derive(Default, Debug)]
 pub struct RxProgress {
-    /// Frames taken so far.
+    /// Turns ended so far.
+    turns: AtomicU64,
+    /// Frames taken in this turn. The poller's alone.
     taken: AtomicU64,
-    /// Times that the queue was seen empty.
-    empty: AtomicU64,
     closed: AtomicBool,
     ring: u64,
 }
 
 impl RxProgress {
+    /// `ring`: the most frames that the queue holds.
     pub fn new(ring: u64) -> RxProgress {
         RxProgress { ring, ..RxProgress::default() }
     }
 
-    /// The poller took `n` frames in one look; fewer than a batch means that the queue was then empty.
+    /// The poller took `n` frames in one look; none means that the queue was empty.
     #[inline]
     pub fn took(&self, n: usize) {
-        // One writer: plain load and store. Release: whoever sees the new count also sees what was done with earlier frames.
-        if n > 0 {
-            self.taken.store(self.taken.load(Ordering::Relaxed) + n as u64, Ordering::Release);
+        // One writer: plain loads and stores.
+        let taken = self.taken.load(Ordering::Relaxed) + n as u64;
+        if n > 0 && taken < self.ring {
+            self.taken.store(taken, Ordering::Relaxed);
+            return;
         }
-        if n < crate::packet::BATCH {
-            self.empty.store(self.empty.load(Ordering::Relaxed) + 1, Ordering::Release);
-        }
+        self.taken.store(0, Ordering::Relaxed);
+        self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Release);
+        fence(Ordering::SeqCst);
     }
 
     /// The queue will not be asked again.
@@ -191,24 +211,19 @@ impl RxProgress {
 
     /// Remembers where the queue stands.
     pub fn mark_point(&self) -> RxPoint {
-        RxPoint { taken: self.taken.load(Ordering::Acquire), empty: self.empty.load(Ordering::Acquire) }
+        fence(Ordering::SeqCst);
+        RxPoint(self.turns.load(Ordering::Acquire))
     }
 
     /// Whether every frame that was in the queue at `point` has been taken.
     pub fn turned_over_since(&self, point: &RxPoint) -> bool {
-        self.closed.load(Ordering::Acquire)
-            // Two, not one: a look that was under way at the point may have ended empty before the point's last frame came.
-            || self.empty.load(Ordering::Acquire) >= point.empty + 2
-            || self.taken.load(Ordering::Acquire) >= point.taken + self.ring + crate::packet::BATCH as u64
+        self.is_closed() || self.turns.load(Ordering::Acquire) >= point.0 + 2
     }
 }
 
 /// A place in a receive queue's history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct RxPoint {
-    taken: u64,
-    empty: u64,
-}
+pub struct RxPoint(u64);
 
 /// Opens the port that `spec` describes, as port `number`.
 ///

@@ -8,9 +8,10 @@ use offloadd::offload::backend::{
     Backend, BackendCaps, DeleteError, Fence, FlushError, Generation, Handle, Install, PutError, StatsError,
 };
 use offloadd::offload::queue::{Consumer, Queue};
-use offloadd::offload::{FlowSlot, FlowStats, Level, Offload, OffloadConfig, Standing};
-use offloadd::sync::{Arc, AtomicBool, AtomicUsize, Ordering};
-use offloadd::sys::stack::Node;
+use offloadd::offload::worker::Worker;
+use offloadd::offload::{Agent, FlowSlot, FlowStats, Level, Offload, OffloadCell, OffloadConfig, Standing};
+use offloadd::sync::{Arc, AtomicBool, AtomicUsize, Ordering, fence};
+use offloadd::sys::stack::{Node, Stack};
 
 /// A node whose content has no order of its own: only the link's claim can make it visible.
 #[test]
@@ -18,21 +19,18 @@ fn the_worker_sees_what_was_wanted_last() {
     loom::model(|| {
         let queue = Arc::new(Queue::<AtomicUsize, ()>::new(8));
         let node = Arc::new(Node::new(AtomicUsize::new(0)));
-        let producer = {
-            let (queue, node) = (Arc::clone(&queue), Arc::clone(&node));
+        let worker = {
+            let mut consumer = Consumer::new(Arc::clone(&queue));
             thread::spawn(move || {
-                for wanted in 1..=2 {
-                    node.store(wanted, Ordering::Relaxed);
-                    queue.put(&node, true);
-                }
+                let seen = consumer.next_put().map_or(0, |node| node.load(Ordering::Relaxed));
+                (consumer, seen)
             })
         };
-        let mut consumer = Consumer::new(queue);
-        let mut seen = 0;
-        if let Some(node) = consumer.next_put() {
-            seen = node.load(Ordering::Relaxed);
+        for wanted in 1..=2 {
+            node.store(wanted, Ordering::Relaxed);
+            queue.put(&node, true);
         }
-        producer.join().unwrap();
+        let (mut consumer, mut seen) = worker.join().unwrap();
         // Whatever was coalesced, it was coalesced into a look that had not happened yet.
         let before_join = seen;
         while let Some(node) = consumer.next_put() {
@@ -139,47 +137,22 @@ fn output(port: u32) -> Actions {
     Actions::new(vec![Action::Output(PortNo(port))])
 }
 
-/// The whole path: agent, cell, lanes, worker, inbox. `die`: the flow ends dead instead of changed.
-fn whole_path(die: bool) {
-    loom::model(move || {
-        let device = Arc::new(AtomicUsize::new(0));
-        let config = OffloadConfig { stats_interval: Duration::from_secs(3_600), ..OffloadConfig::default() };
-        let (offload, mut worker) = Offload::assemble(Box::new(OneRule(Arc::clone(&device))), &config);
-        let agent = offload.agent(0, Box::new(|| {}));
-        let now = Instant::now();
-        let slot = FlowSlot { index: 0, generation: 0 };
-        // It matches any port, so any port will do.
-        let matching = Match::new(&Key::ZERO, &Mask::EMPTY);
-        offload.port_added(port(), Vec::new());
-        worker.turn(now);
-        let cell = agent.adopt(now, slot, Ufid(0), matching, output(1), 1);
-        let poller = {
-            let cell = Arc::clone(&cell);
-            thread::spawn(move || {
-                if die {
-                    agent.release(now, &cell);
-                } else {
-                    agent.update(now, &cell, output(2), 2);
-                }
-                agent
-            })
-        };
-        worker.turn(now);
-        let agent = poller.join().unwrap();
-        worker.turn(now);
-        assert!(!worker.has_work(now));
-        let mut visits = 0;
-        agent.drain(|cell| {
-            visits += 1;
-            assert!(cell.mark().is_some());
-        });
-        if die {
-            assert_eq!((cell.standing(), device.load(Ordering::Relaxed), visits), (Standing::Gone, 0, 0));
-        } else {
-            assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Offloaded(Level::Full), 2));
-            assert_eq!(visits, 1);
-        }
-    });
+/// An offload path whose device serves one port, with the worker to be stepped by hand.
+fn path() -> (Arc<AtomicUsize>, Offload, Worker, Agent, Instant) {
+    let device = Arc::new(AtomicUsize::new(0));
+    let config = OffloadConfig { stats_interval: Duration::from_secs(3_600), ..OffloadConfig::default() };
+    let (offload, mut worker) = Offload::assemble(Box::new(OneRule(Arc::clone(&device))), &config);
+    let agent = offload.agent(0, Box::new(|| {}));
+    let now = Instant::now();
+    offload.port_added(port(), Vec::new());
+    worker.turn(now);
+    (device, offload, worker, agent, now)
+}
+
+fn adopt(agent: &Agent, now: Instant) -> Arc<OffloadCell> {
+    // It matches any port, so any port will do.
+    let matching = Match::new(&Key::ZERO, &Mask::EMPTY);
+    agent.adopt(now, FlowSlot { index: 0, generation: 0 }, Ufid(0), matching, output(1), 1)
 }
 
 fn port() -> offloadd::port::PortInfo {
@@ -195,12 +168,183 @@ fn port() -> offloadd::port::PortInfo {
     }
 }
 
+/// The whole path: agent, cell, lanes, worker, inbox.
 #[test]
 fn a_flow_that_changes_at_any_moment_ends_with_its_newest_actions_in_the_device() {
-    whole_path(false);
+    loom::model(|| {
+        let (device, _offload, mut worker, agent, now) = path();
+        let cell = adopt(&agent, now);
+        let thread = thread::spawn(move || {
+            worker.turn(now);
+            worker
+        });
+        agent.update(now, &cell, output(2), 2);
+        let mut worker = thread.join().unwrap();
+        worker.turn(now);
+        assert!(!worker.has_work(now));
+        let mut visits = 0;
+        agent.drain(|cell| {
+            visits += 1;
+            assert!(cell.mark().is_some());
+        });
+        assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Offloaded(Level::Full), 2));
+        assert_eq!(visits, 1);
+    });
 }
 
 #[test]
 fn a_flow_that_dies_at_any_moment_ends_with_nothing_in_the_device() {
-    whole_path(true);
+    for installed in [false, true] {
+        loom::model(move || {
+            let (device, _offload, mut worker, agent, now) = path();
+            let cell = adopt(&agent, now);
+            if installed {
+                worker.turn(now);
+                agent.drain(|_| {});
+            }
+            let thread = thread::spawn(move || {
+                worker.turn(now);
+                worker
+            });
+            agent.release(now, &cell);
+            let mut worker = thread.join().unwrap();
+            // The dead flow, then its mark.
+            worker.turn(now);
+            worker.turn(now);
+            assert!(!worker.has_work(now));
+            assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Gone, 0));
+            agent.drain(|_| panic!("a flow that was released is not visited"));
+        });
+    }
+}
+
+/// The inbox, drained while the worker binds: the poller's last look sees the newest mark.
+#[test]
+fn the_poller_sees_the_mark_that_was_published_last() {
+    loom::model(|| {
+        let (_device, _offload, mut worker, agent, now) = path();
+        let cell = adopt(&agent, now);
+        let poller = thread::spawn(move || {
+            let mut seen = None;
+            agent.drain(|cell| seen = cell.mark());
+            (agent, seen)
+        });
+        worker.turn(now);
+        let (agent, mut seen) = poller.join().unwrap();
+        agent.drain(|cell| seen = cell.mark());
+        assert!(seen.is_some() && seen == cell.mark());
+    });
+}
+
+/// A lane, and a flow's word that it is dead, in either order.
+fn a_death(published_first: bool) {
+    let queue = Arc::new(Queue::<AtomicBool, ()>::new(8));
+    let node = Arc::new(Node::new(AtomicBool::new(false)));
+    let found_dead = |node: Arc<Node<AtomicBool>>| node.load(Ordering::Relaxed);
+    let worker = {
+        let mut consumer = Consumer::new(Arc::clone(&queue));
+        thread::spawn(move || {
+            let early = consumer.next_delete().map(found_dead);
+            (consumer, early)
+        })
+    };
+    if published_first {
+        node.store(true, Ordering::Relaxed);
+    }
+    queue.delete(&node);
+    if !published_first {
+        node.store(true, Ordering::Relaxed);
+    }
+    let (mut consumer, early) = worker.join().unwrap();
+    let late = consumer.next_delete().map(found_dead);
+    assert_eq!(early.or(late), Some(true), "whoever is in the delete lane is dead");
+}
+
+#[test]
+fn a_flow_in_the_delete_lane_is_seen_dead() {
+    loom::model(|| a_death(true));
+}
+
+#[test]
+fn the_checker_catches_a_flow_that_is_enqueued_before_it_is_dead() {
+    assert!(crate::is_caught(|| a_death(false)));
+}
+
+/// A mark and the inbox that says "look at it", in either order.
+fn a_binding(published_first: bool) {
+    let inbox = Arc::new(Stack::<AtomicUsize, 0>::default());
+    let cell = Arc::new(Node::new(AtomicUsize::new(0)));
+    let poller = {
+        let inbox = Arc::clone(&inbox);
+        thread::spawn(move || inbox.take_all().last().map(|cell| cell.load(Ordering::Relaxed)))
+    };
+    if published_first {
+        cell.store(1, Ordering::Relaxed);
+    }
+    inbox.push(Node::claim(&cell).expect("nobody else claims it"));
+    if !published_first {
+        cell.store(1, Ordering::Relaxed);
+    }
+    let early = poller.join().unwrap();
+    let late = inbox.take_all().last().map(|cell| cell.load(Ordering::Relaxed));
+    assert_eq!(early.or(late), Some(1), "the poller's last look sees the newest mark");
+}
+
+#[test]
+fn a_mark_in_the_inbox_is_the_newest() {
+    loom::model(|| a_binding(true));
+}
+
+#[test]
+fn the_checker_catches_a_mark_that_is_delivered_before_it_is_published() {
+    assert!(crate::is_caught(|| a_binding(false)));
+}
+
+/// A cell in a mailbox and its mailbox hold each other: what is delivered to a poller that leaves must not stay.
+#[test]
+fn a_poller_that_leaves_while_its_flows_are_bound_leaves_nothing_behind() {
+    loom::model(|| {
+        let (_device, _offload, mut worker, agent, now) = path();
+        let cell = adopt(&agent, now);
+        let poller = thread::spawn(move || drop(agent));
+        worker.turn(now);
+        poller.join().unwrap();
+        drop(worker);
+        assert_eq!(Arc::strong_count(&cell), 1);
+    });
+}
+
+/// The same without the fences between pushing and looking whether the mailbox is closed.
+#[test]
+fn the_checker_catches_a_mailbox_that_is_closed_without_a_fence() {
+    for fenced in [true, false] {
+        let model = move || {
+            let mailbox = Arc::new((Stack::<(), 0>::default(), AtomicBool::new(false)));
+            let cell = Arc::new(Node::new(()));
+            let between = move || {
+                if fenced {
+                    fence(Ordering::SeqCst);
+                }
+            };
+            let poller = {
+                let mailbox = Arc::clone(&mailbox);
+                thread::spawn(move || {
+                    mailbox.1.store(true, Ordering::Relaxed);
+                    between();
+                    drop(mailbox.0.take_all());
+                })
+            };
+            mailbox.0.push(Node::claim(&cell).expect("nobody else claims it"));
+            between();
+            if mailbox.1.load(Ordering::Relaxed) {
+                drop(mailbox.0.take_all());
+            }
+            poller.join().unwrap();
+            assert_eq!(Arc::strong_count(&cell), 1);
+        };
+        match fenced {
+            true => loom::model(model),
+            false => assert!(crate::is_caught(model)),
+        }
+    }
 }

@@ -6,7 +6,11 @@
 //! - [`attention`]: who looks last sees the newest, in both directions
 //! - [`mark`]: no frame with an old mark meets the mark's next owner
 //!
-//! Each has a variant that is wrong on purpose, and that the checker must catch.
+//! Each has variants that are wrong on purpose, and that the checker must catch.
+//!
+//! Who publishes does so on the main thread, who looks is spawned: the checker runs the main thread first, and searches
+//! for other orders from there. It remembers one access to an atomic only, so a push (a load, then an exchange) that
+//! follows the other side's look would hide that the two race.
 #![cfg(loom)]
 
 mod attention;

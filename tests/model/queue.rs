@@ -59,10 +59,34 @@ fn a_message_wakes_the_worker() {
         let mut messages = Vec::new();
         while messages.is_empty() {
             consumer.sleep(None);
-            messages = consumer.take_messages();
+            messages = consumer.take_messages().expect("nobody closed the queue");
         }
         assert_eq!(messages, [7]);
         sender.join().unwrap();
+    });
+}
+
+/// A queue that is given up wakes its worker, whatever was sent meanwhile, and keeps nothing.
+#[test]
+fn a_closed_queue_wakes_the_worker_and_keeps_nothing() {
+    loom::model(|| {
+        let queue = Arc::new(Queue::<AtomicUsize, Arc<()>>::new(8));
+        let message = Arc::new(());
+        let sender = {
+            let (queue, message) = (Arc::clone(&queue), Arc::clone(&message));
+            thread::spawn(move || queue.send(message))
+        };
+        let giver_up = {
+            let queue = Arc::clone(&queue);
+            thread::spawn(move || queue.close())
+        };
+        let mut consumer = Consumer::new(queue);
+        while consumer.take_messages().is_some() {
+            consumer.sleep(None);
+        }
+        sender.join().unwrap();
+        giver_up.join().unwrap();
+        assert_eq!(Arc::strong_count(&message), 1);
     });
 }
 

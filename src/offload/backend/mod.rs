@@ -84,7 +84,7 @@ pub struct Install<'a> {
     pub in_port: Option<PortNo>,
 }
 
-/// What a device calls a rule.
+/// What a device calls a rule. Never given twice, not even after a flush or a reset.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handle(pub u64);
 

@@ -23,8 +23,8 @@ struct Script {
     generation: u64,
     flush_fails: bool,
     panic_at: Option<&'static str>,
-    /// Runs in the midst of the next put.
-    during_put: Option<Box<dyn FnOnce() + Send>>,
+    /// Runs in the midst of the next operation.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
     next: u64,
 }
 
@@ -38,6 +38,11 @@ impl Scripted {
             drop(script);
             panic!("as the script says");
         }
+        if let Some(meanwhile) = script.meanwhile.take() {
+            drop(script);
+            meanwhile();
+            script = self.0.lock().unwrap();
+        }
         script
     }
 }
@@ -48,11 +53,7 @@ impl Backend for Scripted {
     }
 
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError> {
-        let during = self.operate("put").during_put.take();
-        if let Some(during) = during {
-            during();
-        }
-        let mut script = self.0.lock().unwrap();
+        let mut script = self.operate("put");
         if let Some(error) = script.put_answers.pop_front() {
             return Err(error);
         }
@@ -143,7 +144,7 @@ impl World {
             generation: 0,
             flush_fails: false,
             panic_at: None,
-            during_put: None,
+            meanwhile: None,
             next: 0,
         };
         let mut config = OffloadConfig::default();
@@ -280,7 +281,7 @@ fn a_flow_that_dies_while_installing_is_removed_after_and_never_bound() {
     let mut world = World::new(|_, _| {});
     let cell = world.adopt(1);
     let (agent, dying, now) = (Arc::clone(&world.agent), crate::sync::Arc::clone(&cell), world.now);
-    world.script.lock().unwrap().during_put = Some(Box::new(move || agent.release(now, &dying)));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(move || agent.release(now, &dying)));
     world.settle();
     assert_eq!(world.operations(), ["put", "delete"]);
     assert_eq!(world.drained(), []);
@@ -294,7 +295,7 @@ fn a_flow_that_changes_while_installing_ends_with_its_newest_actions() {
     let cell = world.adopt(1);
     let (agent, changing, now) = (Arc::clone(&world.agent), crate::sync::Arc::clone(&cell), world.now);
     let change = move || agent.update(now, &changing, output(9), 2);
-    world.script.lock().unwrap().during_put = Some(Box::new(change));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(change));
     world.settle();
     assert_eq!(world.device_actions(), [output(9)]);
     assert_eq!(world.operations(), ["put", "replace"]);
@@ -433,7 +434,7 @@ fn a_rule_that_cannot_be_replaced_is_unbound_while_it_is_deleted_and_put() {
     let unbound = Arc::new(Mutex::new(None));
     let (seen, watched) = (Arc::clone(&unbound), crate::sync::Arc::clone(&cell));
     let watch = move || *seen.lock().unwrap() = Some(watched.mark().is_none());
-    world.script.lock().unwrap().during_put = Some(Box::new(watch));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(watch));
     world.settle();
     assert_eq!(world.operations(), ["put", "delete", "put"]);
     assert_eq!(*unbound.lock().unwrap(), Some(true));
@@ -461,6 +462,27 @@ fn a_mark_is_not_used_again_before_its_poller_unbound_it_and_the_ring_turned_ove
     let next = world.adopt(2);
     world.settle();
     assert_eq!(mark_of(&next), Some(1));
+}
+
+#[test]
+fn a_mark_waits_for_the_rings_of_a_port_that_was_added_while_its_rule_was_removed() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    let ring = Arc::new(RxProgress::new(64));
+    let (queue, added) = (crate::sync::Arc::clone(&world.offload.shared.queues[0]), Arc::clone(&ring));
+    let add = move || queue.send(Message::PortAdded(port(1), vec![added]));
+    world.script.lock().unwrap().meanwhile = Some(Box::new(add));
+    world.agent.release(world.now, &cell);
+    // The old ring is at rest, and does not hold the mark back.
+    world.ring.close();
+    world.settle();
+    world.pass(Duration::from_millis(50));
+    assert_eq!(world.offload.snapshot().marks.quarantined, 1);
+    ring.took(0);
+    ring.took(0);
+    world.pass(Duration::from_millis(50));
+    assert_eq!(world.offload.snapshot().marks.quarantined, 0);
 }
 
 #[test]
@@ -524,6 +546,50 @@ fn a_full_table_is_asked_again_only_when_room_appears() {
     world.script.lock().unwrap().capacity = 3;
     world.pass(Duration::from_secs(3));
     assert_eq!(cells[3].standing(), Standing::Offloaded(Level::Full), "room that appeared by itself");
+}
+
+#[test]
+fn flows_that_died_waiting_for_room_leave_nothing_behind_and_take_no_room() {
+    let mut world = World::new(|script, _| script.capacity = 1);
+    let first = world.adopt(1);
+    world.settle();
+    for i in 2..1_000 {
+        let cell = world.adopt(i);
+        world.settle();
+        assert_eq!(cell.standing(), Standing::Refused(Refusal::NoRoom));
+        world.agent.release(world.now, &cell);
+        world.settle();
+        assert!(world.worker.waiting.is_empty());
+    }
+    let dying = world.adopt(1_000);
+    let living = world.adopt(1_001);
+    world.settle();
+    let (agent, now) = (Arc::clone(&world.agent), world.now);
+    world.agent.release(world.now, &first);
+    // One more dies at the very moment in which room appears.
+    world.script.lock().unwrap().meanwhile = Some(Box::new(move || agent.release(now, &dying)));
+    world.settle();
+    assert_eq!(living.standing(), Standing::Offloaded(Level::Full));
+    assert!(world.worker.waiting.is_empty());
+}
+
+#[test]
+fn a_message_waits_for_one_step_of_each_kind_at_most() {
+    let mut world = World::new(|_, _| {});
+    let mut cells: Vec<_> = (1..=100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.operations();
+    // Something of each kind: removals by death and by flush, puts.
+    cells.drain(..50).for_each(|cell| world.agent.release(world.now, &cell));
+    let _flush = world.offload.flush();
+    (101..=150).for_each(|i| drop(world.adopt(i)));
+    let queue = crate::sync::Arc::clone(&world.offload.shared.queues[0]);
+    world.script.lock().unwrap().meanwhile = Some(Box::new(move || queue.send(Message::PortRemoved(PortNo(9)))));
+    world.worker.turn(world.now);
+    let operations = world.operations().len();
+    assert!((1..=5).contains(&operations), "{operations}");
+    world.settle();
+    assert_eq!(world.offload.snapshot().rules, 100);
 }
 
 #[test]
@@ -649,6 +715,59 @@ fn a_device_that_forgot_its_rules_is_filled_again() {
     assert_eq!(world.offload.snapshot().resets, 1);
 }
 
+/// What no device may ever have: two rules with one mark, or a mark that the table thinks is free.
+fn assert_marks_are_their_rules_own(world: &World) {
+    let mut stamped: Vec<_> = world.script.lock().unwrap().rules.values().map(|rule| rule.1).collect();
+    let mut leased: Vec<_> =
+        world.worker.rules.iter().filter_map(|(_, rule)| Some(rule.has.as_ref()?.lease.mark().0.get())).collect();
+    stamped.sort_unstable();
+    leased.sort_unstable();
+    assert_eq!(stamped, leased);
+    leased.dedup();
+    assert_eq!(stamped.len(), leased.len());
+}
+
+#[test]
+fn rules_put_between_a_reset_and_its_detection_leave_the_device_before_their_marks_are_used_again() {
+    for flush_fails in [false, true] {
+        let mut world = World::new(|script, _| script.flush_fails = flush_fails);
+        let before = world.adopt(1);
+        world.settle();
+        let mut script = world.script.lock().unwrap();
+        script.rules.clear();
+        script.generation += 1;
+        script.delete_failures = 3;
+        drop(script);
+        let after = world.adopt(2);
+        world.settle();
+        assert_eq!(mark_of(&after), Some(2), "nobody knows of the reset yet");
+        for i in 3..9 {
+            world.pass(Duration::from_millis(500));
+            world.drained();
+            world.turn_ring_over();
+            world.adopt(i);
+            world.settle();
+            let script = world.script.lock().unwrap();
+            let marks: std::collections::BTreeSet<_> = script.rules.values().map(|rule| rule.1).collect();
+            assert_eq!(marks.len(), script.rules.len(), "no mark is stamped for two flows");
+        }
+        world.pass(Duration::from_secs(1));
+        assert_marks_are_their_rules_own(&world);
+        assert!([before, after].iter().all(|cell| cell.standing() == Standing::Offloaded(Level::Full)));
+        assert_eq!(world.offload.snapshot().resets, 1);
+    }
+}
+
+#[test]
+fn a_reset_of_an_empty_device_costs_nothing() {
+    let mut world = World::new(|_, _| {});
+    world.script.lock().unwrap().generation += 1;
+    let cell = world.adopt(1);
+    world.pass(Duration::from_secs(3));
+    assert_eq!((world.operations(), mark_of(&cell)), (vec!["put"], Some(1)));
+    assert_eq!(world.offload.snapshot().resets, 0);
+}
+
 #[test]
 fn a_device_that_panics_is_left_alone_and_its_marks_are_ignored() {
     let mut world = World::new(|_, _| {});
@@ -686,6 +805,17 @@ fn what_the_device_counted_is_the_flows_and_the_last_reading_is_not_lost() {
     world.agent.release(world.now, &cell);
     world.settle();
     assert_eq!(cell.device_stats(), counts(13, 1_300, 7));
+}
+
+#[test]
+fn one_reading_counts_every_rule_however_many_there_are() {
+    let mut world = World::new(|script, _| script.caps.mark_bits = 16);
+    let cells: Vec<_> = (1..=3 * BATCH as u32).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.script.lock().unwrap().counts = FlowStats { packets: 7, bytes: 700, used_ns: 9 };
+    world.now += Duration::from_secs(1);
+    world.settle();
+    assert!(cells.iter().all(|cell| cell.device_stats().packets == 7));
 }
 
 #[test]
@@ -765,9 +895,40 @@ fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
     assert_eq!(offload.snapshot().queue.depth, 0);
     agent.release(world.now, &cell);
     let begin = Instant::now();
+    let mut asked_before = offload.flush();
     offload.stop(begin + Duration::from_millis(20));
     assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(asked_before.try_recv().is_err() && offload.marks(0, 1).try_recv().is_err(), "nobody waits for it");
     drop(let_go);
+    // It ends by itself once the device lets it.
+    while world.script.lock().unwrap().operations.last() != Some(&"flush") {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_port_that_comes_and_goes_while_the_worker_does_not_look_leaves_no_messages() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    for _ in 0..1_000 {
+        world.offload.port_removed(PortNo(1));
+        world.offload.port_added(port(1), vec![]);
+        world.offload.port_added(port(2), vec![]);
+        world.offload.port_removed(PortNo(2));
+    }
+    assert_eq!(world.worker.consumer.take_messages().map(|messages| messages.len()), Some(2));
+    world.offload.port_removed(PortNo(1));
+    world.settle();
+    assert_eq!(cell.standing(), Standing::Refused(Refusal::NoDevice));
+}
+
+#[test]
+fn questions_to_a_worker_that_is_gone_are_cancelled() {
+    let World { offload, worker, .. } = World::new(|_, _| {});
+    let mut before = offload.flush();
+    drop(worker);
+    assert!(before.try_recv().is_err() && offload.flush().try_recv().is_err());
 }
 
 #[test]

@@ -18,9 +18,7 @@ use super::{
     StatsError,
 };
 use crate::flow::Mask;
-use crate::flow::PortNo;
 use crate::offload::state::{FlowStats, Level};
-use crate::port::PortInfo;
 
 pub use nic::Nic;
 
@@ -180,14 +178,6 @@ impl Backend for Device {
 
     fn fence(&self) -> Fence {
         self.nic.fence()
-    }
-
-    fn port_added(&mut self, port: &PortInfo) {
-        self.nic.know(port.number);
-    }
-
-    fn port_removed(&mut self, port: PortNo) {
-        self.nic.forget(port);
     }
 }
 

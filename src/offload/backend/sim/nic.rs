@@ -24,7 +24,8 @@ const TRIES: u32 = 64;
 /// A simulated NIC: a table of rules, and the queues that packets pass through it by.
 pub struct Nic {
     table: RwLock<Table>,
-    ports: Mutex<BTreeMap<PortNo, Arc<Counters>>>,
+    /// The counts of each port, kept by its receive queues: they begin and end with them.
+    ports: Mutex<BTreeMap<PortNo, Weak<Counters>>>,
     fence: Fence,
     resets: AtomicU64,
     epoch: Instant,
@@ -87,17 +88,16 @@ impl Nic {
         self.fence.clone()
     }
 
-    pub(super) fn know(&self, port: PortNo) {
-        self.counters(port);
-    }
-
-    pub(super) fn forget(&self, port: PortNo) {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).remove(&port);
-    }
-
+    /// The counts that the open queues of `port` share.
     fn counters(&self, port: PortNo) -> Arc<Counters> {
         let mut ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(ports.entry(port).or_default())
+        if let Some(counters) = ports.get(&port).and_then(Weak::upgrade) {
+            return counters;
+        }
+        ports.retain(|_, counters| counters.strong_count() > 0);
+        let counters = Arc::default();
+        ports.insert(port, Arc::downgrade(&counters));
+        counters
     }
 
     fn try_look(&self) -> Option<RwLockReadGuard<'_, Table>> {
@@ -121,7 +121,7 @@ impl Front for Nic {
 
     fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
         let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let counters = ports.get(&port)?;
+        let counters = ports.get(&port)?.upgrade()?;
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Some(PortCounts { hits: read(&counters.hits), misses: read(&counters.misses), busy: read(&counters.busy) })
     }
@@ -222,10 +222,8 @@ mod tests {
         device.put(Install { matching, actions: &actions, mark, level: Level::Mark, in_port: None }).unwrap().0
     }
 
-    fn wired(frames: Vec<Vec<u8>>) -> (Arc<Nic>, Device, impl FnMut() -> Vec<Option<u32>>) {
-        let nic = Nic::new();
-        let device = Device::new(Arc::clone(&nic), Options::default(), Box::new(|_| {}));
-        let info = PortInfo {
+    fn info() -> PortInfo {
+        PortInfo {
             name: "p1".to_owned(),
             number: PortNo(1),
             kind: Kind::Sim,
@@ -234,8 +232,13 @@ mod tests {
             tx_checksum: false,
             tx_segment: false,
             ring: 64,
-        };
-        let mut queue = nic.wrap_rx(&info, Box::new(Wire(frames)));
+        }
+    }
+
+    fn wired(frames: Vec<Vec<u8>>) -> (Arc<Nic>, Device, impl FnMut() -> Vec<Option<u32>>) {
+        let nic = Nic::new();
+        let device = Device::new(Arc::clone(&nic), Options::default(), Box::new(|_| {}));
+        let mut queue = nic.wrap_rx(&info(), Box::new(Wire(frames)));
         let receive = move || {
             let mut packets = Vec::new();
             queue.receive(Instant::now(), &mut Pool::new(), &mut packets).unwrap();
@@ -257,6 +260,21 @@ mod tests {
         assert_eq!(device.delete(handle).map(|counts| counts.packets), Ok(2));
         assert_eq!(device.delete(handle), Ok(FlowStats::default()));
         assert_eq!(receive(), [None; 3]);
+    }
+
+    #[test]
+    fn a_port_that_is_added_again_counts_anew_whatever_the_worker_has_heard_of_it() {
+        let (nic, mut device, mut receive) = wired(vec![frame(1)]);
+        device.port_added(&info());
+        receive();
+        assert_eq!(nic.port_counts(PortNo(1)).map(|counts| counts.misses), Some(1));
+        drop(receive);
+        assert_eq!(nic.port_counts(PortNo(1)), None);
+        let mut again = nic.wrap_rx(&info(), Box::new(Wire(vec![frame(1)])));
+        device.port_removed(PortNo(1));
+        device.port_added(&info());
+        again.receive(Instant::now(), &mut Pool::new(), &mut Vec::new()).unwrap();
+        assert_eq!(nic.port_counts(PortNo(1)).map(|counts| counts.misses), Some(1));
     }
 
     #[test]
