@@ -183,7 +183,7 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
     };
     let (flows, flushed) = deadline(patience, work).await?;
     let flushed =
-        flushed.map_err(|_| CommandError::new(format!("{flows} flows deleted; the offload worker is gone")))?;
+        flushed.map_err(|_| CommandError::new(format!("{flows} flows deleted; the offload worker does not answer")))?;
     if let Some(trouble) = flushed.trouble {
         return Err(CommandError::new(format!("{flows} flows deleted; the device may still have rules: {trouble}")));
     }
@@ -201,7 +201,7 @@ async fn marks(daemon: &Daemon) -> Result<Answer, CommandError> {
     let mut after = Some(0);
     while let Some(from) = after {
         let page = deadline(PATIENCE, daemon.switch.offload.marks(from, MARK_PAGE)).await?;
-        let page = page.map_err(|_| CommandError::new("the offload worker is gone"))?;
+        let page = page.map_err(|_| CommandError::new("the offload worker does not answer"))?;
         for row in &page.rows {
             let owners: Vec<String> = row.owners.iter().map(|poller| format!("poller{poller}")).collect();
             let key = format_match(&row.matching, false, &names);
