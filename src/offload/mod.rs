@@ -19,7 +19,8 @@
 //! - [`state`]: the cell
 //! - [`queue`]: the lanes and the wake-up
 //! - [`agent`]: what a poller may do
-//! - [`worker`]: what is done about it, with its table of rules ([`table`]) and marks ([`mark`])
+//! - [`worker`]: what is done about it, with its table of rules ([`table`]), their
+//!   troubles ([`trouble`]) and marks ([`mark`])
 //! - [`backend`]: what a device must be able to do, and the devices
 //! - [`report`]: what can be seen of all this
 
@@ -30,6 +31,7 @@ pub mod queue;
 pub mod report;
 pub mod state;
 pub mod table;
+pub mod trouble;
 pub mod worker;
 
 use std::sync::{Arc as StdArc, Mutex as StdMutex, PoisonError, mpsc};

@@ -6,14 +6,13 @@
 //! # Thread-safety
 //! Owned by one worker.
 
-use std::time::Instant;
-
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::backend::Handle;
 use super::mark::MarkLease;
-use super::state::{FlowStats, Level, OffloadCell, Refusal};
+use super::state::{FlowStats, Level, OffloadCell};
+use super::trouble::Trouble;
 use crate::flow::{Actions, Field, Match, PortNo, Ufid};
 use crate::sync::Arc;
 
@@ -47,21 +46,6 @@ pub struct InDevice {
     pub flush: u64,
     /// The device's counts at the last reading.
     pub stats: FlowStats,
-}
-
-/// What stands between a rule and what its owners want: the reason, as data.
-#[derive(Clone, Debug)]
-pub struct Trouble {
-    pub why: Refusal,
-    /// The device's words, or the field or action that it cannot do.
-    pub text: String,
-    /// The decision that met it; a newer one is tried at once.
-    pub decision: u64,
-    pub attempts: u32,
-    pub first: Instant,
-    pub last: Instant,
-    /// When to try again; `None`: not before something else changes.
-    pub next: Option<Instant>,
 }
 
 impl Rule {

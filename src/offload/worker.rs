@@ -14,22 +14,28 @@
 //! # Thread-safety
 //! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells.
 
+mod device;
+mod messages;
+#[cfg(all(test, not(loom)))]
+mod tests;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc as StdArc;
 use std::sync::Mutex as StdMutex;
 use std::time::{Duration, Instant};
 
+use device::Device;
 use futures_channel::oneshot;
 
 use super::agent::Mailbox;
-use super::backend::{Backend, BackendCaps, DeleteError, Fence, Generation, Handle, Install, PutError};
+use super::backend::{Backend, DeleteError, Install, PutError};
 use super::mark::{MarkLease, MarkPool, Quarantined};
 use super::queue::{Consumer, Queue};
-use super::report::{MarkCounts, MarkPage, MarkRow, PortRow, Report, Tally};
+use super::report::{MarkCounts, MarkPage, PortRow, Report, Tally};
 use super::state::{Cell, FlowStats, Level, OffloadCell, Refusal, Standing, Wants, since};
-use super::table::{InDevice, Installed, Owners, Rule, RuleId, Trouble};
+use super::table::{InDevice, Installed, Owners, Rule, RuleId};
+use super::trouble::Trouble;
 use super::{Flushed, Stopped};
 use crate::flow::PortNo;
 use crate::port::{PortInfo, RxProgress};
@@ -46,8 +52,6 @@ const BATCH: usize = 256;
 const QUARANTINE_LOOK: Duration = Duration::from_millis(5);
 /// How often a device that was full is asked again though nothing was removed.
 const PROBE: Duration = Duration::from_secs(1);
-/// The first and the longest wait after a failure of the device.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
 
 /// What is rare enough to be a message.
 pub enum Message {
@@ -714,131 +718,6 @@ impl Worker {
             }
     }
 
-    fn obey(&mut self, message: Message, now: Instant) {
-        match message {
-            Message::AgentAdded(mailbox) => self.mailboxes.push(mailbox),
-            Message::PortAdded(info, queues) => self.attach(info, queues),
-            Message::PortRemoved(number) => {
-                if let Some(attached) = self.ports.get_mut(&number) {
-                    attached.leaving = true;
-                    self.look_at_port(number);
-                    self.detach(number);
-                }
-            }
-            Message::Flush(reply) => {
-                self.flush += 1;
-                let (ids, _) = self.rules.slice(0, usize::MAX);
-                self.flushes.push(Flushing { number: self.flush, left: ids.len(), removed: 0, reply });
-                self.todo.extend(ids);
-                self.end_flushes();
-            }
-            Message::Marks { after, limit, reply } => {
-                // Nobody waits for the answer any more: nothing to do about it.
-                let _ = reply.send(self.mark_page(after, limit));
-            }
-            Message::Stop { deadline, reply } => {
-                let stopped = self.stop(deadline, now);
-                let _ = reply.send(stopped);
-            }
-        }
-    }
-
-    fn attach(&mut self, info: PortInfo, mut queues: Vec<StdArc<RxProgress>>) {
-        let number = info.number;
-        let mut rules = 0;
-        // The port may have received before it was told of, and a rule that is gone since may have stamped its frames.
-        for leaving in self.quarantine.iter_mut().filter(|leaving| leaving.port.is_none_or(|port| port == number)) {
-            leaving.mark.wait_for(&queues);
-        }
-        if let Some(before) = self.ports.remove(&number) {
-            // It came back before the last of its rules had gone; old marks may wait in the old queues too.
-            self.device.port_removed(number);
-            queues.extend(before.queues);
-            rules = before.rules;
-        }
-        self.device.port_added(&info);
-        self.ports.insert(number, Attached { info, queues, rules, leaving: false });
-        self.look_at_port(number);
-    }
-
-    /// Every rule that concerns a port is looked at again.
-    fn look_at_port(&mut self, port: PortNo) {
-        let concerned = self.rules.iter().filter(|(_, rule)| rule.in_port().is_none_or(|p| p == port));
-        self.todo.extend(concerned.map(|(id, _)| id));
-    }
-
-    /// Lets a leaving port go when the device has no rule of it any more.
-    fn detach(&mut self, port: PortNo) {
-        if !self.ports.get(&port).is_some_and(|attached| attached.leaving && attached.rules == 0) {
-            return;
-        }
-        self.ports.remove(&port);
-        self.device.port_removed(port);
-    }
-
-    fn end_flushes(&mut self) {
-        if self.flushes.iter().all(|flush| flush.left > 0) {
-            return;
-        }
-        // Whoever asked may read the counts at once.
-        self.publish();
-        let trouble = self.device.off.clone();
-        for flush in self.flushes.extract_if(.., |flush| flush.left == 0) {
-            // As above: the one who asked may have gone.
-            let _ = flush.reply.send(Flushed { removed: flush.removed, trouble: trouble.clone() });
-        }
-    }
-
-    fn mark_page(&self, after: u32, limit: usize) -> MarkPage {
-        let mut found: Vec<_> = self
-            .rules
-            .iter()
-            .filter_map(|(_, rule)| Some((rule.has.as_ref()?.lease.mark().0.get(), rule)))
-            .filter(|(mark, _)| *mark > after)
-            .collect();
-        let more = found.len() > limit;
-        if more {
-            found.select_nth_unstable_by_key(limit, |(mark, _)| *mark);
-            found.truncate(limit);
-        }
-        found.sort_unstable_by_key(|(mark, _)| *mark);
-        let row = |(mark, rule): &(u32, &Rule)| {
-            let has = rule.has.as_ref()?;
-            let mut owners: Vec<u32> = rule.living().map(|owner| owner.poller()).collect();
-            owners.sort_unstable();
-            Some(MarkRow {
-                mark: *mark,
-                ufid: rule.ufid,
-                matching: rule.matching,
-                level: has.level,
-                owners,
-                hits: has.stats.packets,
-            })
-        };
-        let rows: Vec<_> = found.iter().filter_map(row).collect();
-        let next = rows.last().filter(|_| more).map(|row| row.mark);
-        MarkPage { rows, next }
-    }
-
-    /// Removes every rule: all at once, or where the device cannot, one by one until `deadline`.
-    fn stop(&mut self, deadline: Instant, now: Instant) -> Stopped {
-        let before = self.rules.in_device();
-        if self.device.flush() {
-            self.forget_all();
-        } else {
-            let (ids, _) = self.rules.slice(0, usize::MAX);
-            for id in ids {
-                if Instant::now() >= deadline {
-                    break;
-                }
-                self.remove(id, now);
-            }
-        }
-        self.stopped = true;
-        let left = self.rules.in_device();
-        Stopped { removed: before - left, left }
-    }
-
     fn publish(&mut self) {
         if self.device.off.is_some() && self.rules.in_device() > 0 {
             // Nothing can be asked of it any more, and its fence keeps its marks away.
@@ -877,130 +756,3 @@ fn answer(cell: &OffloadCell, start: Instant, tally: &mut Tally) {
     // The end of a request is now, whenever the turn began.
     tally.latency.extend(cell.answer(since(start, Instant::now())));
 }
-
-impl Trouble {
-    fn new(why: Refusal, text: String, decision: u64, now: Instant, next: Option<Instant>) -> Trouble {
-        Trouble { why, text, decision, attempts: 1, first: now, last: now, next }
-    }
-
-    /// This trouble as the latest of a row, with the time of the next attempt: twice as late each time, a quarter
-    /// earlier or later by the rule's hash so that rules that failed together do not come back together.
-    fn after(mut self, before: Option<&Trouble>, hash: u64) -> Trouble {
-        if let Some(before) = before.filter(|before| before.why == self.why) {
-            self.attempts = before.attempts.saturating_add(1);
-            self.first = before.first;
-        }
-        let (least, most) = BACKOFF;
-        let wait = least.saturating_mul(1 << (self.attempts - 1).min(16)).min(most);
-        let share = (hash.rotate_left(self.attempts) & 0xff) as u32;
-        self.next = Some(self.last + wait * 3 / 4 + wait / 2 * share / 256);
-        self
-    }
-
-    fn is_due(&self, now: Instant) -> bool {
-        self.next.is_some_and(|next| next <= now)
-    }
-
-    /// Whether a put for `decision` is worth it: the decision is news, or the time has come, or a device is there now.
-    fn may_try(&self, decision: u64, now: Instant) -> bool {
-        decision > self.decision || self.why == Refusal::NoDevice || self.is_due(now)
-    }
-}
-
-/// The backend, with its time measured, its operations counted, and its panics caught.
-struct Device {
-    backend: Box<dyn Backend>,
-    caps: BackendCaps,
-    fence: Fence,
-    generation: Generation,
-    /// Why it is not used any more.
-    off: Option<String>,
-}
-
-impl Device {
-    fn new(backend: Box<dyn Backend>) -> Device {
-        let (caps, fence) = (backend.capabilities(), backend.fence());
-        let mut device = Device { backend, caps, fence, generation: Generation::default(), off: None };
-        device.generation = device.call(|backend| backend.generation()).unwrap_or_default();
-        device
-    }
-
-    /// Calls the backend unless it has panicked before. Its state after a panic is nobody's guess, so it is never
-    /// called again, and its marks are ignored from this moment.
-    fn call<T>(&mut self, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
-        if let Some(why) = &self.off {
-            return Err(why.clone());
-        }
-        catch_unwind(AssertUnwindSafe(|| f(&mut *self.backend))).map_err(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            self.fence.raise();
-            let why = format!("the {} device panicked: {text}", self.caps.name);
-            log::error!("offload is off: {why}");
-            self.off = Some(why.clone());
-            why
-        })
-    }
-
-    fn timed<T>(&mut self, tally: &mut Tally, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
-        let begin = Instant::now();
-        let result = self.call(f);
-        tally.device_time.push(begin.elapsed());
-        result
-    }
-
-    fn put(&mut self, flow: Install<'_>, tally: &mut Tally) -> Result<(Handle, Level), PutError> {
-        let result = self.timed(tally, |backend| backend.put(flow)).map_err(PutError::Device).flatten();
-        tally.operations.put.count(&result);
-        result
-    }
-
-    fn replace(&mut self, handle: Handle, flow: Install<'_>, tally: &mut Tally) -> Result<Level, PutError> {
-        let result = self.timed(tally, |backend| backend.replace(handle, flow)).map_err(PutError::Device).flatten();
-        tally.operations.modify.count(&result);
-        result
-    }
-
-    /// A device that is off has forgotten as far as anybody can tell: its fence keeps its marks away.
-    fn delete(&mut self, handle: Handle, tally: &mut Tally) -> Result<FlowStats, DeleteError> {
-        if self.off.is_some() {
-            return Ok(FlowStats::default());
-        }
-        let result = self.timed(tally, |backend| backend.delete(handle)).map_err(DeleteError).flatten();
-        match &result {
-            Ok(_) => tally.operations.delete.done += 1,
-            Err(_) => tally.operations.delete.device += 1,
-        }
-        result
-    }
-
-    fn stats(&mut self, handles: &[Handle]) -> Option<Vec<FlowStats>> {
-        let mut all = Vec::with_capacity(handles.len());
-        let result = self.call(|backend| backend.stats(handles, &mut all));
-        matches!(result, Ok(Ok(()))).then_some(all)
-    }
-
-    fn was_reset(&mut self) -> bool {
-        match self.call(|backend| backend.generation()) {
-            Ok(now) => std::mem::replace(&mut self.generation, now) != now,
-            Err(_) => false,
-        }
-    }
-
-    fn flush(&mut self) -> bool {
-        matches!(self.call(|backend| backend.flush()), Ok(Ok(())))
-    }
-
-    fn port_added(&mut self, port: &PortInfo) {
-        // A panic is remembered in `off`; there is nothing else to do about it here.
-        let _ = self.call(|backend| backend.port_added(port));
-    }
-
-    fn port_removed(&mut self, port: PortNo) {
-        // As above.
-        let _ = self.call(|backend| backend.port_removed(port));
-    }
-}
-
-#[cfg(all(test, not(loom)))]
-mod tests;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::flow::{Action, Actions, Field, Key, Mask, Match, PortNo, Ufid};
+use crate::offload::backend::{BackendCaps, Fence, Generation, Handle};
 use crate::offload::backend::{FlushError, StatsError, Unsupported};
 use crate::offload::{Agent, FlowSlot, Offload, OffloadConfig};
 use crate::port::{Kind, RxProgress};
