@@ -144,6 +144,18 @@ pub enum ConfigError {
     Value { key: &'static str, what: String },
     #[error(transparent)]
     Port(#[from] crate::port::spec::SpecError),
+    #[error("{}: {error}", path.display())]
+    In { path: PathBuf, error: Box<ConfigError> },
+}
+
+impl ConfigError {
+    /// The same error, said of the file that it was found in.
+    fn of(self, file: Option<&PathBuf>) -> ConfigError {
+        match file {
+            Some(path) => ConfigError::In { path: path.clone(), error: Box::new(self) },
+            None => self,
+        }
+    }
 }
 
 impl RawConfig {
@@ -170,14 +182,15 @@ impl Config {
             Some(path) => RawConfig::read(path)?,
             None => RawConfig::default(),
         };
-        Config::resolve(raw, args)
+        let given = parse_ports(&args.ports)?;
+        Config::resolve(raw, args, given).map_err(|error| error.of(args.config.as_ref()))
     }
 
-    fn resolve(raw: RawConfig, args: &Args) -> Result<Config, ConfigError> {
+    /// `given`: the ports of the command line.
+    fn resolve(raw: RawConfig, args: &Args, given: Vec<PortSpec>) -> Result<Config, ConfigError> {
         let RawConfig { datapath, slowpath, offload, .. } = raw;
-        let texts = datapath.ports.unwrap_or_default();
-        let mut ports =
-            texts.iter().chain(&args.ports).map(|text| text.parse()).collect::<Result<Vec<PortSpec>, _>>()?;
+        let mut ports = parse_ports(&datapath.ports.unwrap_or_default())?;
+        ports.extend(given);
         if args.demo && ports.is_empty() {
             ports = demo_ports()?;
         }
@@ -245,6 +258,10 @@ fn demo_ports() -> Result<Vec<PortSpec>, ConfigError> {
     Ok([source.as_str(), "out,type=sim,port_no=2"].iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
 }
 
+fn parse_ports(texts: &[String]) -> Result<Vec<PortSpec>, ConfigError> {
+    Ok(texts.iter().map(|text| text.parse()).collect::<Result<_, _>>()?)
+}
+
 fn in_range(
     key: &'static str,
     value: Option<usize>,
@@ -291,7 +308,7 @@ mod tests {
     fn what_is_wrong_is_said_with_its_place_and_what_would_do() {
         let none = Args::default();
         let error = |toml| resolve(toml, &none).unwrap_err();
-        assert!(error("[datapath]\nflow-limit = 0").starts_with("datapath.flow-limit: 0 is not between 1 and"));
+        assert!(error("[datapath]\nflow-limit = 0").starts_with("FILE: datapath.flow-limit: 0 is not between 1 and"));
         assert!(error("[datapath]\nmax-idle = \"soon\"").contains("expected a time such as 10s"));
         assert!(error("\n[datapath]\nflowlimit = 1").starts_with("FILE: line 3: unknown field `flowlimit`"));
         assert!(error("[datapath]\nports = [\"x,type=carrier-pigeon\"]").contains("carrier-pigeon"));

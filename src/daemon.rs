@@ -33,6 +33,7 @@ use crate::datapath::shared::Shared;
 use crate::datapath::switch::{AddPortError, PollerConfig, Switch};
 use crate::demo::Demo;
 use crate::flow::PortNo;
+use crate::flow::text::PortNames as _;
 use crate::offload::backend::{self, BackendSpec, Opened};
 use crate::offload::{Offload, OffloadConfig};
 use crate::port::PortSpec;
@@ -70,7 +71,10 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
     // The demo's screen is for its lines.
     let default_filter = config.demo.then(|| "warn".to_owned());
     logging::init(std::env::var("RUST_LOG").ok().or(default_filter).as_deref(), config.log_file.as_deref())?;
-    logging::set(&config.log).context("log")?;
+    logging::set(&config.log).with_context(|| match &config.file {
+        Some(file) => format!("{}: log", file.display()),
+        None => "log".to_owned(),
+    })?;
     let (mut endpoint, _pidfile) = open_door(&config)?;
     endpoint.watch_signals().context("cannot catch signals")?;
     let handle = endpoint.handle();
@@ -79,15 +83,20 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
 
     let daemon =
         Arc::new(Daemon::build(config.clone(), args, Reports { channel: reports, wake: Arc::clone(&wake) }, wake)?);
-    let result = daemon.furnish(&config).and_then(|()| {
+    if let Err(error) = daemon.furnish(&config) {
+        daemon.take_down();
+        return Err(error);
+    }
+    let result = {
         let mut registry = Registry::new(VERSION);
         commands::register(&mut registry, &daemon);
         let mut server = endpoint.serve(registry);
         log::info!(target: "daemon", "{VERSION} is ready");
         daemon.live(&mut server, &incoming)
         // The server goes here: no command sees the house half taken down.
-    });
-    daemon.take_down();
+    };
+    let removed = daemon.take_down();
+    log::info!(target: "daemon", "stopped; {removed} rules removed from the device");
     result
 }
 
@@ -96,6 +105,7 @@ fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
     let run_dir = RunDir::of_user();
     if config.unixctl.is_none() {
         run_dir.create()?;
+        run_dir.sweep();
     }
     let pidfile: Option<PathBuf> = match (&config.pidfile, &config.unixctl) {
         (Some(path), _) => Some(path.clone()),
@@ -186,8 +196,8 @@ impl Daemon {
                 // A late tick is not made up for.
                 tick = (tick + TICK).max(now);
                 self.tick(now);
-                if let Some(demo) = &mut demo {
-                    demo.line(now, self);
+                if demo.as_mut().is_some_and(|demo| demo.line(now, self).is_err()) {
+                    self.ask_to_stop(); // nobody watches any more
                 }
                 if self.switch.poller_died() {
                     anyhow::bail!("a poller ended unexpectedly; see the log");
@@ -211,7 +221,8 @@ impl Daemon {
     fn hear(self: &Arc<Self>, report: Report) {
         match report {
             Report::PortFailed { port, error } => {
-                log::error!(target: "port", "port {port}: {error}; removing it");
+                let name = self.switch.names().name(port).unwrap_or_else(|| format!("port {port}"));
+                log::error!(target: "port", "{name}: {error}; removing it");
                 drop(self.in_background("remove-port", move |daemon| daemon.remove_port(port)));
             }
         }
@@ -237,21 +248,32 @@ impl Daemon {
         }
         // Also those that could not be opened the last time, or broke since.
         let is_there = |spec: &&PortSpec| self.switch.port_number(&spec.name).is_some() && current.ports.contains(spec);
+        let mut errors = 0;
         for spec in config.ports.iter().filter(|spec| !is_there(spec)) {
             if let Err(error) = self.add_port(spec) {
+                errors += 1;
                 log::error!(target: "daemon", "reload: {error}");
+                // Better the port as it was than none.
+                let before = current.ports.iter().find(|old| old.name == spec.name);
+                if let Some(Err(error)) = before.map(|old| self.add_port(old)) {
+                    log::error!(target: "daemon", "reload: and not as it was, either: {error}");
+                }
             }
         }
         if let Rules::File(_) = config.rules
             && let Err(error) = self.load_rules(&config.rules)
         {
+            errors += 1;
             log::error!(target: "daemon", "reload: {error:#}");
         }
         for key in needs_restart(&current, &config) {
             log::warn!(target: "daemon", "{key} has changed; the change takes effect at the next start");
         }
         *self.config() = config;
-        log::info!(target: "daemon", "reloaded");
+        match errors {
+            0 => log::info!(target: "daemon", "reloaded"),
+            _ => log::warn!(target: "daemon", "reloaded, with {errors} errors"),
+        }
     }
 
     /// Makes the main loop end.
@@ -310,14 +332,14 @@ impl Daemon {
         block_on(self.switch.remove_port(port))
     }
 
-    /// The reverse of the building: first no more packets, then no rules in the device.
-    fn take_down(&self) {
+    /// The reverse of the building: first no more packets, then no rules in the device. Answers with how many those were.
+    fn take_down(&self) -> usize {
         self.switch.stop();
         let stopped = self.switch.offload.stop(Instant::now() + DRAIN);
         if stopped.left > 0 {
             log::error!(target: "daemon", "{} rules may be left in the device", stopped.left);
         }
-        log::info!(target: "daemon", "stopped; {} rules removed from the device", stopped.removed);
+        stopped.removed
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`Demo`]: a line a second about the switch at work, and a report at its end.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Instant;
 
 use crate::daemon::Daemon;
@@ -37,18 +37,21 @@ impl Demo {
     }
 
     /// One line, about the time since the last.
-    pub fn line(&mut self, now: Instant, daemon: &Daemon) {
+    ///
+    /// # Errors
+    /// Nobody reads it.
+    pub fn line(&mut self, now: Instant, daemon: &Daemon) -> io::Result<()> {
         if self.lines.is_multiple_of(PAGE) {
-            say(
+            print(
                 "   time  pps by: mark        emc   megaflow     upcall |   flows    marks   queue | offload p50     p99",
-            );
+            )?;
         }
         self.lines += 1;
         let reading = Reading::take(now, daemon);
         let seconds = now.saturating_duration_since(self.last.at).as_secs_f64().max(1e-9);
         let rate = |new: u64, old: u64| ((new - old) as f64 / seconds).round();
         let offload = daemon.switch.offload.snapshot();
-        say(&format!(
+        print(&format!(
             "{:>6.1}s  {:>12} {:>10} {:>10} {:>10} | {:>7} {:>8} {:>7} | {:>8.1}us {:>6.1}us",
             now.saturating_duration_since(self.begun).as_secs_f64(),
             rate(reading.mark, self.last.mark),
@@ -60,8 +63,9 @@ impl Demo {
             offload.queue.depth,
             offload.latency.p50_ns as f64 / 1e3,
             offload.latency.p99_ns as f64 / 1e3,
-        ));
+        ))?;
         self.last = reading;
+        Ok(())
     }
 
     /// The final report.
@@ -105,10 +109,15 @@ impl Reading {
     }
 }
 
-/// A line for people. A reader who went away ends nothing.
-fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
+/// A line for people.
+fn print(line: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
     // A terminal may have echoed ^C at the line's beginning.
     let start = if out.is_terminal() { "\r" } else { "" };
-    let _ = writeln!(out, "{start}{line}");
+    writeln!(out, "{start}{line}")
+}
+
+/// A line for whoever is still there.
+fn say(line: &str) {
+    let _ = print(line);
 }

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use offloadd::config::{Args, Config};
+use offloadd::control::answer::one_line;
 use offloadd::daemon;
 
 fn main() -> ExitCode {
@@ -11,8 +12,17 @@ fn main() -> ExitCode {
     match Config::load(&args).map_err(anyhow::Error::from).and_then(|config| daemon::run(config, args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("offloadd: {error:#}");
+            eprintln!("offloadd: {}", one_line(&told_once(&error)));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The error and its causes, without those that the text so far ends with already.
+fn told_once(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        told if told.ends_with(&cause) => text,
+        _ => format!("{text}: {cause}"),
+    })
 }

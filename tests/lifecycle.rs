@@ -84,6 +84,32 @@ fn a_reload_changes_what_can_change_and_a_bad_file_nothing() {
 }
 
 #[test]
+fn a_port_that_cannot_be_changed_stays_as_it_was() {
+    let stage = Stage::new();
+    stage.file("config", "[datapath]\nports = [\"p1,type=sim\", \"p2,type=sim\"]");
+    let world = stage.start("--config DIR/config");
+    world.file("config", "[datapath]\nports = [\"p1,type=sim,mtu=banana\", \"p2,type=sim\"]");
+    world.send(Signal::HUP);
+    world.wait_until("it is reloaded", || world.log().contains("|reloaded, with 1 errors"));
+    assert!(world.log().contains("p1: option mtu=banana"), "{}", world.log());
+    assert!(world.ctl(["dpctl/show"]).contains("port 1: p1 (sim: "));
+}
+
+#[test]
+fn a_flush_that_runs_out_of_time_says_how_far_it_came() {
+    // A device of 5,000 rules a second has work for some time.
+    let stage = Stage::new();
+    let rules: String =
+        (0..2_000).map(|i| format!("ip,nw_dst=172.16.{}.{},actions=output:2\n", i / 256, i % 256)).collect();
+    stage.file("rules", &rules);
+    let world = stage
+        .start("--port p1,type=sim,flows=2000,rate=20000 --port p2,type=sim --rules DIR/rules --offload sim,preset=fw");
+    world.wait_until("there is something to forget", || world.offload("/rules") == 2_000);
+    let said = world.ctl_err(["flow-flush", "--wait", "0.2"]);
+    assert!(said.contains("datapath flows deleted, ") && said.contains("has not forgotten all within 200ms"), "{said}");
+}
+
+#[test]
 fn an_idle_daemon_leaves_the_processor_alone() {
     let world = Stage::new().start("--port p1,type=sim --port p2,type=sim --offload sim");
     world.ctl(["netdev-dummy/receive", "p1", "eth(src=02:00:00:00:00:01),eth_type(0x88b5)"]);

@@ -60,15 +60,18 @@ fn rules_and_configuration_are_refused_by_line() {
     for (config, said) in [
         ("[datapath]\nports = []\nflowlimit = 1", "DIR/config: line 3: unknown field `flowlimit`"),
         ("[datapath\n", "DIR/config: line 1: "),
-        ("[datapath]\nflow-limit = 0", "datapath.flow-limit: 0 is not between 1 and 10000000"),
-        ("[datapath]\nmax-idle = \"soon\"", "datapath.max-idle: \"soon\": "),
-        ("[datapath]\nports = [\"p,type=dpdk\"]", "port p: unknown type 'dpdk'"),
+        ("[datapath]\nflow-limit = 0", "DIR/config: datapath.flow-limit: 0 is not between 1 and 10000000"),
+        ("[datapath]\nmax-idle = \"soon\"", "DIR/config: datapath.max-idle: \"soon\": "),
+        ("[datapath]\nports = [\"p,type=dpdk\"]", "DIR/config: port p: unknown type 'dpdk'"),
     ] {
         stage.file("config", config);
         let refused = stage.refused("--config DIR/config");
         assert!(refused.strip_prefix("offloadd: ").unwrap().starts_with(said), "{config:?}: {refused}");
     }
-    assert!(stage.refused("--config DIR/none").starts_with("offloadd: DIR/none: No such file or directory"));
+    // The system's words once, not once for each cause.
+    assert_eq!(stage.refused("--config DIR/none"), "offloadd: DIR/none: No such file or directory (os error 2)");
+    let said = stage.refused("--log-file DIR/none/log");
+    assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
 }
 
 #[test]
@@ -203,4 +206,13 @@ fn a_refused_command_says_one_line_and_changes_nothing() {
     );
     assert_eq!(state(&world), before);
     assert_eq!(world.perf("rx_packets"), 0, "of several packets none arrives when one is nonsense");
+}
+
+#[test]
+fn what_a_user_wrote_comes_back_on_one_line() {
+    let world = Stage::new().start("--port p1,type=sim");
+    for words in [vec!["dpctl/add-if", "q\nr,type=sim"], vec!["x\n\u{1b}[31my"], vec!["vlog/set", "a\nb"]] {
+        let said = world.refusal(&words);
+        assert!(!said.trim_end().contains(['\n', '\u{1b}']), "{said:?}");
+    }
 }

@@ -93,6 +93,23 @@ impl RunDir {
         }
     }
 
+    /// Removes the sockets that daemons left which were killed: those whose process is no more.
+    pub fn sweep(&self) {
+        let owner =
+            |name: &str| name.strip_prefix(DAEMON)?.strip_prefix('.')?.strip_suffix(".ctl")?.parse::<u32>().ok();
+        for entry in fs::read_dir(&self.path).into_iter().flatten().flatten() {
+            let dead = entry
+                .file_name()
+                .to_str()
+                .and_then(owner)
+                .is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+            if dead {
+                // Whoever else sweeps may have been quicker.
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -266,6 +283,21 @@ mod tests {
         let dir = RunDir::of(0, None);
         assert_eq!(dir.pidfile(), Path::new("/run/offloadd/offloadd.pid"));
         assert_eq!(dir.socket(12), Path::new("/run/offloadd/offloadd.12.ctl"));
+    }
+
+    #[test]
+    fn sockets_of_the_dead_are_swept_and_nothing_else() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = own_dir_in(temp.path());
+        dir.create().unwrap();
+        // No process has so high a number.
+        let (dead, alive) = (dir.socket(u32::MAX), dir.socket(std::process::id()));
+        let others = [dir.pidfile(), dir.path().join("offloadd.x.ctl"), dir.path().join("other.4294967295.ctl")];
+        for path in [&dead, &alive].into_iter().chain(&others) {
+            fs::write(path, "").unwrap();
+        }
+        dir.sweep();
+        assert!(!dead.exists() && alive.exists() && others.iter().all(|path| path.exists()));
     }
 
     #[test]

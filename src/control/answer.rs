@@ -79,8 +79,15 @@ pub struct CommandError(String);
 
 impl CommandError {
     pub fn new(message: impl Into<String>) -> CommandError {
-        CommandError(message.into())
+        CommandError(one_line(&message.into()))
     }
+}
+
+/// `text` with its control characters escaped: what a user wrote comes back in messages, and must neither break their one
+/// line nor drive a terminal.
+pub fn one_line(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
 }
 
 impl Display for CommandError {
@@ -91,13 +98,18 @@ impl Display for CommandError {
 
 impl<E: std::error::Error> From<E> for CommandError {
     fn from(error: E) -> CommandError {
-        CommandError(error.to_string())
+        CommandError::new(error.to_string())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_one_line_whatever_the_user_wrote() {
+        assert_eq!(CommandError::new("no \"a\nb\x1b[31m\" – ü").to_string(), "no \"a\\nb\\u{1b}[31m\" – ü");
+    }
 
     #[test]
     fn each_kind_of_answer_has_both_forms() {

@@ -38,7 +38,7 @@ use jsonrpc_core::{Call, ErrorCode, Id, MetaIoHandler, MethodCall, Output, Param
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
-use super::answer::{Answer, CommandError, Format};
+use super::answer::{Answer, CommandError, Format, one_line};
 
 /// A command, as its part of the daemon declares it.
 pub struct Command<C: 'static> {
@@ -168,8 +168,9 @@ pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Value, String>> + S
 impl Dispatch {
     /// Starts the command.
     pub(super) fn call(&self, method: String, params: Vec<Value>, peer: Arc<Peer>) -> Outcome {
-        let unknown =
-            format!("\"{method}\" is not a valid command (use \"list-commands\" to see a list of valid commands)");
+        let unknown = one_line(&format!(
+            "\"{method}\" is not a valid command (use \"list-commands\" to see a list of valid commands)"
+        ));
         // The request's own id may be any JSON value, which jsonrpc-core's may not; the session puts it into the reply.
         let call = MethodCall { jsonrpc: None, method, params: Params::Array(params), id: Id::Num(0) };
         let output = self.0.handle_call(Call::MethodCall(call), peer.clone());

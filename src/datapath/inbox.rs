@@ -152,6 +152,7 @@ impl Pipeline {
             None => {}
         }
         self.table.insert(now, flow, Maker::Hand);
+        self.shared.add_by_hand();
         Ok(())
     }
 

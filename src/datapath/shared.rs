@@ -16,6 +16,8 @@ pub struct Shared {
     pub start: Instant,
     /// Decided flows of all pollers.
     flows: AtomicUsize,
+    /// Flows added by hand, each counted in every poller that has it.
+    by_hand: AtomicUsize,
     /// The most decided flows of all pollers.
     flow_limit: AtomicUsize,
     /// Milliseconds without a packet after which a decided flow is deleted, while there is room.
@@ -43,6 +45,7 @@ impl Shared {
             slowpath,
             start,
             flows: AtomicUsize::new(0),
+            by_hand: AtomicUsize::new(0),
             flow_limit: AtomicUsize::new(flow_limit),
             max_idle_ms: AtomicU64::new(max_idle.as_millis() as u64),
             decisions: AtomicU64::new(1),
@@ -71,6 +74,21 @@ impl Shared {
     /// Gives back the room of `n` decided flows.
     pub fn forget(&self, n: usize) {
         self.flows.fetch_sub(n, Ordering::Relaxed);
+    }
+
+    /// One more flow by hand.
+    pub fn add_by_hand(&self) {
+        self.by_hand.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// One less.
+    pub fn forget_by_hand(&self) {
+        self.by_hand.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Flows added by hand, of all pollers.
+    pub fn by_hand(&self) -> usize {
+        self.by_hand.load(Ordering::Relaxed)
     }
 
     /// Decided flows of all pollers.

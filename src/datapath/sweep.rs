@@ -135,8 +135,9 @@ impl Pipeline {
         self.credit(now, index);
         let stats = self.table.flows.stats(index);
         let flow = self.table.remove(now, index)?;
-        if !flow.is_by_hand() {
-            self.shared.forget(1);
+        match flow.is_by_hand() {
+            true => self.shared.forget_by_hand(),
+            false => self.shared.forget(1),
         }
         Some(stats)
     }

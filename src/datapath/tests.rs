@@ -245,6 +245,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(bench.pipeline.table.by_hand.len(), by_hand.len());
+            prop_assert_eq!(bench.pipeline.shared.by_hand(), by_hand.len());
             prop_assert_eq!(bench.pipeline.shared.flows(), bench.pipeline.table.decided.len());
         }
         let counted: u64 = bench.pipeline.counters.lookup.list().iter().map(|(_, n)| n).sum();

@@ -144,7 +144,10 @@ struct Show {
     hit: u64,
     missed: u64,
     lost: u64,
+    /// Of all pollers, those by hand included.
     flows: usize,
+    by_hand: usize,
+    /// For flows that rules make.
     flow_limit: usize,
     #[serde(skip)]
     statistics: bool,
@@ -165,7 +168,8 @@ fn show(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
         hit,
         missed,
         lost: 0, // upcalls are made by the poller itself: none waits, none is lost
-        flows: daemon.switch.shared.flows(),
+        flows: daemon.switch.shared.flows() + daemon.switch.shared.by_hand(),
+        by_hand: daemon.switch.shared.by_hand(),
         flow_limit: daemon.switch.shared.flow_limit(),
         statistics: options.has(&["-s", "--statistics"]),
         ports: daemon.switch.port_views(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
@@ -175,13 +175,19 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
     // Deleted flows take their rules along before the device is asked to forget what is left, so all removals are counted.
     let removed = || daemon.switch.offload.snapshot().operations.delete.done;
     let before = removed();
-    let work = async {
-        let flows = daemon.switch.flush(None).await;
-        // After the flows: the device is to forget what they left there, too.
-        let flushed = daemon.switch.offload.flush().await;
-        (flows, flushed)
+    let begun = Instant::now();
+    let shown = humantime::format_duration(patience);
+    let flows = deadline(patience, daemon.switch.flush(None))
+        .await
+        .map_err(|_| CommandError::new(format!("the datapath has not deleted all flows within {shown}")))?;
+    // After the flows: the device is to forget what they left there, too.
+    let left = patience.saturating_sub(begun.elapsed());
+    let Ok(flushed) = deadline(left, daemon.switch.offload.flush()).await else {
+        let rules = removed() - before;
+        return Err(CommandError::new(format!(
+            "{flows} datapath flows deleted, {rules} device rules removed so far; the device has not forgotten all within {shown}"
+        )));
     };
-    let (flows, flushed) = deadline(patience, work).await?;
     let flushed =
         flushed.map_err(|_| CommandError::new(format!("{flows} flows deleted; the offload worker does not answer")))?;
     if let Some(trouble) = flushed.trouble {
