@@ -249,6 +249,10 @@ impl Daemon {
         // Also those that could not be opened the last time, or broke since.
         let is_there = |spec: &&PortSpec| self.switch.port_number(&spec.name).is_some() && current.ports.contains(spec);
         let mut errors = 0;
+        if let Err(error) = logging::reopen() {
+            errors += 1;
+            log::error!(target: "daemon", "reload: {error}");
+        }
         for spec in config.ports.iter().filter(|spec| !is_there(spec)) {
             if let Err(error) = self.add_port(spec) {
                 errors += 1;

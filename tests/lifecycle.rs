@@ -96,6 +96,17 @@ fn a_port_that_cannot_be_changed_stays_as_it_was() {
 }
 
 #[test]
+fn a_log_file_that_was_moved_away_is_opened_again_at_a_reload() {
+    let world = Stage::new().start("--port p1,type=sim --log-file DIR/l");
+    fs::rename(world.path("l"), world.path("l.1")).unwrap();
+    world.send(Signal::HUP);
+    world.wait_until("there is a new one", || {
+        fs::read_to_string(world.path("l")).is_ok_and(|l| l.contains("|reloaded"))
+    });
+    assert!(fs::read_to_string(world.path("l.1")).unwrap().contains("is ready"));
+}
+
+#[test]
 fn a_flush_that_runs_out_of_time_says_how_far_it_came() {
     // A device of 5,000 rules a second has work for some time.
     let stage = Stage::new();

@@ -205,7 +205,8 @@ impl Serialize for Levels {
 
 /// The daemon's logger.
 struct Logger {
-    file: Option<Arc<File>>,
+    /// Where the file is to be found, and the open file, which [`reopen`] replaces.
+    file: Option<(PathBuf, ArcSwap<File>)>,
     /// How many lines each destination has seen.
     console_lines: Arc<AtomicU64>,
     file_lines: Arc<AtomicU64>,
@@ -235,13 +236,10 @@ pub enum LogError {
 /// Starts logging: to standard error as `filter` says (in `RUST_LOG`'s syntax; `None`: info and above), and to `file` if given.
 pub fn init(filter: Option<&str>, file: Option<&Path>) -> Result<(), LogError> {
     let levels = filter.map_or(Ok(Levels::default()), |filter| Levels::default().filtered(filter))?;
-    let file = match file.map(|path| (path, OpenOptions::new().append(true).create(true).open(path))) {
-        None => None,
-        Some((_, Ok(file))) => Some(Arc::new(file)),
-        Some((path, Err(source))) => return Err(LogError::File { path: path.to_owned(), source }),
-    };
+    let file = file.map(|path| Ok::<_, LogError>((path.to_owned(), ArcSwap::new(open(path)?)))).transpose()?;
     let (console_lines, file_lines) = (Arc::default(), Arc::default());
-    let now = Loggers::new(levels, &console_lines, file.as_ref(), &file_lines);
+    let opened = file.as_ref().map(|(_, file)| file.load_full());
+    let now = Loggers::new(levels, &console_lines, opened.as_ref(), &file_lines);
     log::set_max_level(now.max());
     let logger = Logger { file, console_lines, file_lines, now: ArcSwap::from_pointee(now) };
     LOGGER.set(logger).map_err(|_| LogError::Started)?;
@@ -260,11 +258,37 @@ pub fn levels() -> Levels {
 pub fn set(specs: &[String]) -> Result<(), SpecError> {
     let levels = specs.iter().try_fold(levels(), |levels, spec| levels.changed(spec))?;
     if let Some(logger) = LOGGER.get() {
-        let next = Loggers::new(levels, &logger.console_lines, logger.file.as_ref(), &logger.file_lines);
-        log::set_max_level(next.max());
-        logger.now.store(Arc::new(next));
+        logger.apply(levels);
     }
     Ok(())
+}
+
+/// Opens the log file by its name again, for whoever has moved the old one away.
+///
+/// # Errors
+/// It cannot be opened; then the old one stays in use.
+pub fn reopen() -> Result<(), LogError> {
+    if let Some(logger) = LOGGER.get()
+        && let Some((path, file)) = &logger.file
+    {
+        file.store(open(path)?);
+        logger.apply(levels());
+    }
+    Ok(())
+}
+
+fn open(path: &Path) -> Result<Arc<File>, LogError> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map(Arc::new).map_err(|source| LogError::File { path: path.to_owned(), source })
+}
+
+impl Logger {
+    fn apply(&self, levels: Levels) {
+        let file = self.file.as_ref().map(|(_, file)| file.load_full());
+        let next = Loggers::new(levels, &self.console_lines, file.as_ref(), &self.file_lines);
+        log::set_max_level(next.max());
+        self.now.store(Arc::new(next));
+    }
 }
 
 impl Loggers {
@@ -415,12 +439,12 @@ mod tests {
     fn lines_go_to_the_file_at_the_files_level_and_changes_hold_at_once() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("log");
-        let file = Some(Arc::new(File::create(&path).unwrap()));
+        let file = Some(open(&path).unwrap());
         let (console_lines, file_lines) = (Arc::default(), Arc::default());
         let levels = Levels::default().changed("console:off").unwrap();
         let loggers = |levels| Loggers::new(levels, &console_lines, file.as_ref(), &file_lines);
         let logger = Logger {
-            file: file.clone(),
+            file: file.clone().map(|file| (path.clone(), ArcSwap::new(file))),
             console_lines: Arc::clone(&console_lines),
             file_lines: Arc::clone(&file_lines),
             now: ArcSwap::from_pointee(loggers(levels.clone())),
