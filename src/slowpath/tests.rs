@@ -173,7 +173,7 @@ impl Linear<'_> {
 
     fn normal(&mut self) {
         let receiver = self.packet.key.get(Field::EthDst) as u64;
-        let vlan = self.packet.tags.first().filter(|t| t.0 == 0x8100).map_or(0, |t| t.2);
+        let vlan = self.packet.tags.first().map_or(0, |t| t.2);
         if receiver >> 4 == 0x0180_c200_0000 >> 4 {
             return;
         }
@@ -687,6 +687,36 @@ fn normal_learns_the_sender_and_then_finds_it() {
     assert_eq!(direct.mask, mask(&[whole(Field::EthSrc), whole(Field::EthDst)]));
     slowpath.set_ports(vec![(PortNo(1), "p1".into()), (PortNo(2), "p2".into())]);
     assert!(!slowpath.still_true(&direct.lookups[0]), "its port is gone");
+}
+
+#[test]
+fn one_address_in_two_vlans_is_two_stations_whatever_the_tags_type() {
+    let (slowpath, now) = (slowpath(&["actions=normal".into()], &[]).0, Instant::now());
+    let tagged = |tpid: u16, vid: u16, port: u8| {
+        let mut key = tcp(0x0a00_0001, 80);
+        key.set(Field::InPort, port);
+        key.set(Field::Vlan0Cfi, 1u8);
+        key.set(Field::Vlan0Tpid, tpid);
+        key.set(Field::Vlan0Vid, vid);
+        key
+    };
+    let back = |key: &Key| {
+        let mut back = *key;
+        back.set(Field::InPort, 5u8);
+        back.set(Field::EthSrc, 0x0200_0000_0009u64);
+        back.set(Field::EthDst, key.get(Field::EthSrc));
+        *slowpath.decide(&back, now, false).actions == [Action::Output(key.in_port())]
+    };
+    for tpid in [eth_type::QINQ, eth_type::VLAN] {
+        let (in_7, in_8) = (tagged(tpid, 7, 1), tagged(tpid, 8, 2));
+        slowpath.decide(&in_7, now, true);
+        slowpath.decide(&in_8, now, true);
+        assert!(back(&in_7) && back(&in_8), "{tpid:#06x}");
+    }
+    // A vid is the same VLAN in a tag of either type, and none but VLAN 0 has packets without a tag.
+    slowpath.decide(&tagged(eth_type::QINQ, 9, 3), now, true);
+    assert!(back(&tagged(eth_type::VLAN, 9, 3)));
+    assert!(!back(&tcp(0x0a00_0001, 80)));
 }
 
 #[test]
