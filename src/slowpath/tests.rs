@@ -12,7 +12,7 @@ use super::learn::Station;
 use super::rules::{RuleAction, RuleSpec};
 use super::{DropReason, RuleError, Slowpath, decide, text};
 use crate::flow::key::{eth_type, frag, ip_proto};
-use crate::flow::text::canonical;
+use crate::flow::text::{PortNames, canonical};
 use crate::flow::{Action, Field, Key, Mask, Match, PortNo};
 
 /// A packet: its key but for the tags, and its tags, the outermost first, as `(tpid, pcp, vid)`.
@@ -850,6 +850,29 @@ fn errors_say_where_and_what_would_do() {
         ),
     ] {
         assert_eq!(text::parse_rule(rule, &()).unwrap_err().to_string(), wanted, "{rule}");
+    }
+}
+
+#[test]
+fn a_bare_number_is_the_ports_number_even_if_another_port_is_called_so() {
+    struct Named;
+    impl PortNames for Named {
+        fn number(&self, name: &str) -> Option<PortNo> {
+            [("1", 7), ("70000", 8), ("p9", 9)].iter().find(|(n, _)| *n == name).map(|(_, number)| PortNo(*number))
+        }
+
+        fn name(&self, number: PortNo) -> Option<String> {
+            (number == PortNo(7)).then(|| "1".to_owned())
+        }
+    }
+    for (words, wanted) in [("1", Some(1)), ("\"1\"", Some(7)), ("70000", Some(8)), ("p9", Some(9)), ("\"9\"", None)] {
+        let read = text::parse_rule(&format!("in_port={words},actions=output:{words},{words}"), &Named);
+        let got = read.as_ref().ok().map(|spec| (spec.matching.key().in_port(), spec.actions.to_vec()));
+        let port = wanted.map(PortNo);
+        assert_eq!(got, port.map(|p| (p, vec![RuleAction::Output(p); 2])), "{words}");
+        if let Ok(spec) = read {
+            assert_eq!(text::parse_rule(&text::format_rule(&spec, &Named), &Named), Ok(spec));
+        }
     }
 }
 
