@@ -494,7 +494,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_a_panic(text in ".{0,80}", almost in "(table=|ip,|tcp6,|nw_dst=|tp_dst=|ip_frag=|tcp_flags=|dl_vlan=|actions=|set_field:|->|resubmit\\(|[0-9a-fx/:.,()+-]{0,6}){0,14}") {
+    fn no_text_is_a_panic(text in ".{0,80}", almost in "(table=|ip,|tcp6,|nw_dst=|tp_dst=|ip_frag=|tcp_flags=|dl_vlan=|actions=|set_field:|->|resubmit\\(|[0-9a-fx/:.,()+|*-]{0,6}){0,14}") {
         for text in [text, almost] {
             if let Err(error) = text::parse_rule(&text, &()) {
                 prop_assert!(error.column <= text.chars().count() + 1, "{error} in {text:?}");
@@ -854,6 +854,33 @@ fn errors_say_where_and_what_would_do() {
 }
 
 #[test]
+fn an_asterisk_leaves_a_field_wild_and_the_same_packets_match() {
+    let plain = text::parse_rule("tcp,actions=drop", &()).unwrap();
+    for word in
+        ["in_port", "dl_type", "dl_vlan", "dl_src", "nw_dst", "nw_tos", "ip_frag", "tcp_flags", "tp_dst", "arp_op"]
+    {
+        assert_eq!(text::parse_rule(&format!("tcp,{word}=*,actions=drop"), &()), Ok(plain.clone()), "{word}");
+    }
+    for wrong in ["tcp=*", "teapot=*", "priority=*", "nw_dst=*/8"] {
+        assert!(text::parse_rule(&format!("{wrong},actions=drop"), &()).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_line_of_a_dump_can_be_added_and_is_the_same_rule() {
+    let (first, now) = (Slowpath::default(), Instant::now());
+    let rule = "table=1,priority=5,tcp,tp_dst=80,tcp_flags=syn,cookie=0x7,idle_timeout=3,actions=dec_ttl,goto_table:2";
+    first.add_rules([rule], &(), now).unwrap();
+    let dump = first.dump("", &(), now + Duration::from_secs(5)).unwrap();
+    let second = Slowpath::default();
+    second.add_rules(dump.iter().map(String::as_str), &(), now).unwrap();
+    assert_eq!(second.save(), first.save());
+    let aged = format!("idle_age=2, hard_age=9,{rule}");
+    assert_eq!(text::parse_rule(&aged, &()), text::parse_rule(rule, &()));
+    assert_eq!(second.dump("n_packets=0, n_bytes=0, duration=5s, tcp", &(), now).unwrap().len(), 1);
+}
+
+#[test]
 fn a_bare_number_is_the_ports_number_even_if_another_port_is_called_so() {
     struct Named;
     impl PortNames for Named {
@@ -909,6 +936,20 @@ fn the_words_of_ovs_ofctl_are_understood() {
         (
             "ip,nw_dst=0.0.0.1/0.0.0.255,ip_frag=not_later,actions=resubmit(2,7),resubmit:3,resubmit(,4)",
             "table=0,priority=32768,ip,ip_frag=not_later,nw_dst=0.0.0.1/0.0.0.255 actions=resubmit(2,7),resubmit(3,),resubmit(,4)",
+        ),
+        ("tcp,tcp_flags=syn,actions=drop", "table=0,priority=32768,tcp,tcp_flags=syn actions=drop"),
+        ("tcp6,tcp_flags=ack|syn,actions=drop", "table=0,priority=32768,tcp6,tcp_flags=syn|ack actions=drop"),
+        ("tcp,tcp_flags=0,actions=drop", "table=0,priority=32768,tcp,tcp_flags=0x000/0xfff actions=drop"),
+        ("tcp,tcp_flags=0x12,actions=drop", "table=0,priority=32768,tcp,tcp_flags=syn|ack actions=drop"),
+        (
+            "ip6,actions=mod_nw_ecn:2,set_field:1->ip_ecn",
+            "table=0,priority=32768,ipv6 actions=set_field:2->nw_ecn,set_field:1->nw_ecn",
+        ),
+        ("actions=set_vlan_vid:5,set_vlan_pcp:3", "table=0,priority=32768 actions=mod_vlan_vid:5,mod_vlan_pcp:3"),
+        ("icmp,tp_src=8,tp_dst=0,actions=drop", "table=0,priority=32768,icmp,icmp_type=8,icmp_code=0 actions=drop"),
+        (
+            "icmp6,tp_src=135,tp_dst=0,nd_target=::1,actions=drop",
+            "table=0,priority=32768,icmp6,icmp_type=135,icmp_code=0,nd_target=::1 actions=drop",
         ),
         (
             "sctp,actions=mod_tp_src:9,mod_nw_tos:8,set_field:02:00:00:00:00:00/ff:ff:00:00:00:00->eth_src",
