@@ -1,11 +1,10 @@
 //! The action `normal`: a learning switch in two questions, where the sender is and where the receiver is.
 //!
-//! A packet's VLAN is the vid of its outermost tag when that is 802.1Q, and 0 otherwise; every port carries every VLAN.
+//! A packet's VLAN is the vid of its outermost tag, 802.1Q or 802.1ad, and 0 without a tag; every port carries every VLAN.
 
 use super::decide::{Stop, Trip};
 use super::learn::{Station, is_multicast};
 use crate::flow::Field;
-use crate::flow::key::eth_type;
 
 /// Addresses that a bridge keeps to itself (IEEE 802.1Q table 8-1), but for the last four bits.
 const RESERVED: u64 = 0x0180_c200_0000;
@@ -18,7 +17,8 @@ impl Trip<'_> {
         if receiver & !0xf == RESERVED {
             return Ok(());
         }
-        let vlan = self.vlan();
+        // Of a packet without a tag it is 0, and known: no bit of such a packet counts as looked at.
+        let vlan = self.look(Field::Vlan0Vid) as u16;
         let sender = self.look(Field::EthSrc) as u64;
         if !is_multicast(sender) && self.world.ports.contains(self.ingress) {
             let station = Station { vlan, mac: sender, port: self.ingress };
@@ -38,10 +38,5 @@ impl Trip<'_> {
             Some(port) => self.output(port),
             None => self.flood(),
         }
-    }
-
-    fn vlan(&mut self) -> u16 {
-        let tagged = self.look(Field::Vlan0Tpid) == u128::from(eth_type::VLAN);
-        if tagged { self.look(Field::Vlan0Vid) as u16 } else { 0 }
     }
 }

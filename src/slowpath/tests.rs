@@ -12,7 +12,7 @@ use super::learn::Station;
 use super::rules::{RuleAction, RuleSpec};
 use super::{DropReason, RuleError, Slowpath, decide, text};
 use crate::flow::key::{eth_type, frag, ip_proto};
-use crate::flow::text::canonical;
+use crate::flow::text::{PortNames, canonical};
 use crate::flow::{Action, Field, Key, Mask, Match, PortNo};
 
 /// A packet: its key but for the tags, and its tags, the outermost first, as `(tpid, pcp, vid)`.
@@ -173,7 +173,7 @@ impl Linear<'_> {
 
     fn normal(&mut self) {
         let receiver = self.packet.key.get(Field::EthDst) as u64;
-        let vlan = self.packet.tags.first().filter(|t| t.0 == 0x8100).map_or(0, |t| t.2);
+        let vlan = self.packet.tags.first().map_or(0, |t| t.2);
         if receiver >> 4 == 0x0180_c200_0000 >> 4 {
             return;
         }
@@ -494,7 +494,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_is_a_panic(text in ".{0,80}", almost in "(table=|ip,|tcp6,|nw_dst=|tp_dst=|ip_frag=|tcp_flags=|dl_vlan=|actions=|set_field:|->|resubmit\\(|[0-9a-fx/:.,()+-]{0,6}){0,14}") {
+    fn no_text_is_a_panic(text in ".{0,80}", almost in "(table=|ip,|tcp6,|nw_dst=|tp_dst=|ip_frag=|tcp_flags=|dl_vlan=|actions=|set_field:|->|resubmit\\(|[0-9a-fx/:.,()+|*-]{0,6}){0,14}") {
         for text in [text, almost] {
             if let Err(error) = text::parse_rule(&text, &()) {
                 prop_assert!(error.column <= text.chars().count() + 1, "{error} in {text:?}");
@@ -690,6 +690,36 @@ fn normal_learns_the_sender_and_then_finds_it() {
 }
 
 #[test]
+fn one_address_in_two_vlans_is_two_stations_whatever_the_tags_type() {
+    let (slowpath, now) = (slowpath(&["actions=normal".into()], &[]).0, Instant::now());
+    let tagged = |tpid: u16, vid: u16, port: u8| {
+        let mut key = tcp(0x0a00_0001, 80);
+        key.set(Field::InPort, port);
+        key.set(Field::Vlan0Cfi, 1u8);
+        key.set(Field::Vlan0Tpid, tpid);
+        key.set(Field::Vlan0Vid, vid);
+        key
+    };
+    let back = |key: &Key| {
+        let mut back = *key;
+        back.set(Field::InPort, 5u8);
+        back.set(Field::EthSrc, 0x0200_0000_0009u64);
+        back.set(Field::EthDst, key.get(Field::EthSrc));
+        *slowpath.decide(&back, now, false).actions == [Action::Output(key.in_port())]
+    };
+    for tpid in [eth_type::QINQ, eth_type::VLAN] {
+        let (in_7, in_8) = (tagged(tpid, 7, 1), tagged(tpid, 8, 2));
+        slowpath.decide(&in_7, now, true);
+        slowpath.decide(&in_8, now, true);
+        assert!(back(&in_7) && back(&in_8), "{tpid:#06x}");
+    }
+    // A vid is the same VLAN in a tag of either type, and none but VLAN 0 has packets without a tag.
+    slowpath.decide(&tagged(eth_type::QINQ, 9, 3), now, true);
+    assert!(back(&tagged(eth_type::VLAN, 9, 3)));
+    assert!(!back(&tcp(0x0a00_0001, 80)));
+}
+
+#[test]
 fn adding_a_rule_again_replaces_it_and_its_counters() {
     let (slowpath, now) = (Slowpath::default(), Instant::now());
     slowpath.set_ports(vec![(PortNo(2), "p2".into())]);
@@ -824,6 +854,56 @@ fn errors_say_where_and_what_would_do() {
 }
 
 #[test]
+fn an_asterisk_leaves_a_field_wild_and_the_same_packets_match() {
+    let plain = text::parse_rule("tcp,actions=drop", &()).unwrap();
+    for word in
+        ["in_port", "dl_type", "dl_vlan", "dl_src", "nw_dst", "nw_tos", "ip_frag", "tcp_flags", "tp_dst", "arp_op"]
+    {
+        assert_eq!(text::parse_rule(&format!("tcp,{word}=*,actions=drop"), &()), Ok(plain.clone()), "{word}");
+    }
+    for wrong in ["tcp=*", "teapot=*", "priority=*", "nw_dst=*/8"] {
+        assert!(text::parse_rule(&format!("{wrong},actions=drop"), &()).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn a_line_of_a_dump_can_be_added_and_is_the_same_rule() {
+    let (first, now) = (Slowpath::default(), Instant::now());
+    let rule = "table=1,priority=5,tcp,tp_dst=80,tcp_flags=syn,cookie=0x7,idle_timeout=3,actions=dec_ttl,goto_table:2";
+    first.add_rules([rule], &(), now).unwrap();
+    let dump = first.dump("", &(), now + Duration::from_secs(5)).unwrap();
+    let second = Slowpath::default();
+    second.add_rules(dump.iter().map(String::as_str), &(), now).unwrap();
+    assert_eq!(second.save(), first.save());
+    let aged = format!("idle_age=2, hard_age=9,{rule}");
+    assert_eq!(text::parse_rule(&aged, &()), text::parse_rule(rule, &()));
+    assert_eq!(second.dump("n_packets=0, n_bytes=0, duration=5s, tcp", &(), now).unwrap().len(), 1);
+}
+
+#[test]
+fn a_bare_number_is_the_ports_number_even_if_another_port_is_called_so() {
+    struct Named;
+    impl PortNames for Named {
+        fn number(&self, name: &str) -> Option<PortNo> {
+            [("1", 7), ("70000", 8), ("p9", 9)].iter().find(|(n, _)| *n == name).map(|(_, number)| PortNo(*number))
+        }
+
+        fn name(&self, number: PortNo) -> Option<String> {
+            (number == PortNo(7)).then(|| "1".to_owned())
+        }
+    }
+    for (words, wanted) in [("1", Some(1)), ("\"1\"", Some(7)), ("70000", Some(8)), ("p9", Some(9)), ("\"9\"", None)] {
+        let read = text::parse_rule(&format!("in_port={words},actions=output:{words},{words}"), &Named);
+        let got = read.as_ref().ok().map(|spec| (spec.matching.key().in_port(), spec.actions.to_vec()));
+        let port = wanted.map(PortNo);
+        assert_eq!(got, port.map(|p| (p, vec![RuleAction::Output(p); 2])), "{words}");
+        if let Ok(spec) = read {
+            assert_eq!(text::parse_rule(&text::format_rule(&spec, &Named), &Named), Ok(spec));
+        }
+    }
+}
+
+#[test]
 fn the_words_of_ovs_ofctl_are_understood() {
     for (rule, printed) in [
         (
@@ -856,6 +936,20 @@ fn the_words_of_ovs_ofctl_are_understood() {
         (
             "ip,nw_dst=0.0.0.1/0.0.0.255,ip_frag=not_later,actions=resubmit(2,7),resubmit:3,resubmit(,4)",
             "table=0,priority=32768,ip,ip_frag=not_later,nw_dst=0.0.0.1/0.0.0.255 actions=resubmit(2,7),resubmit(3,),resubmit(,4)",
+        ),
+        ("tcp,tcp_flags=syn,actions=drop", "table=0,priority=32768,tcp,tcp_flags=syn actions=drop"),
+        ("tcp6,tcp_flags=ack|syn,actions=drop", "table=0,priority=32768,tcp6,tcp_flags=syn|ack actions=drop"),
+        ("tcp,tcp_flags=0,actions=drop", "table=0,priority=32768,tcp,tcp_flags=0x000/0xfff actions=drop"),
+        ("tcp,tcp_flags=0x12,actions=drop", "table=0,priority=32768,tcp,tcp_flags=syn|ack actions=drop"),
+        (
+            "ip6,actions=mod_nw_ecn:2,set_field:1->ip_ecn",
+            "table=0,priority=32768,ipv6 actions=set_field:2->nw_ecn,set_field:1->nw_ecn",
+        ),
+        ("actions=set_vlan_vid:5,set_vlan_pcp:3", "table=0,priority=32768 actions=mod_vlan_vid:5,mod_vlan_pcp:3"),
+        ("icmp,tp_src=8,tp_dst=0,actions=drop", "table=0,priority=32768,icmp,icmp_type=8,icmp_code=0 actions=drop"),
+        (
+            "icmp6,tp_src=135,tp_dst=0,nd_target=::1,actions=drop",
+            "table=0,priority=32768,icmp6,icmp_type=135,icmp_code=0,nd_target=::1 actions=drop",
         ),
         (
             "sctp,actions=mod_tp_src:9,mod_nw_tos:8,set_field:02:00:00:00:00:00/ff:ff:00:00:00:00->eth_src",

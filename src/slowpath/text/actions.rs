@@ -31,7 +31,7 @@ static SETTABLE: [Settable; 26] = {
         ("nw_dst", None, Ipv4Dst, Form::Ipv4, Ipv4),
         ("ip_dscp", None, IpTos, Form::Part(63, 2), Ip),
         ("nw_tos", Some("mod_nw_tos"), IpTos, Form::Part(63, 2), Ip),
-        ("nw_ecn", None, IpTos, Form::Part(3, 0), Ip),
+        ("nw_ecn", Some("mod_nw_ecn"), IpTos, Form::Part(3, 0), Ip),
         ("ip_ecn", None, IpTos, Form::Part(3, 0), Ip),
         ("nw_ttl", Some("mod_nw_ttl"), IpTtl, Form::Masked(255), Ip),
         ("ipv6_src", None, Ipv6Src, Form::Ipv6, Ipv6),
@@ -149,11 +149,11 @@ impl Reader<'_> {
                 }
                 _ => Err(value.refuse("0x8100 or 0x88a8")),
             },
-            "mod_vlan_vid" => {
+            "mod_vlan_vid" | "set_vlan_vid" => {
                 self.tagged = true;
                 Ok(RuleAction::ModVlanVid(value.number(0xfff)? as u16))
             }
-            "mod_vlan_pcp" => {
+            "mod_vlan_pcp" | "set_vlan_pcp" => {
                 self.tagged = true;
                 Ok(RuleAction::ModVlanPcp(value.number(7)? as u8))
             }

@@ -206,8 +206,24 @@ static WORDS: [Word; 45] = {
     ]
 };
 
+/// Words whose values are read each in its own way.
+static OWN: [&str; 12] = [
+    "in_port",
+    "dl_type",
+    "eth_type",
+    "dl_vlan",
+    "dl_vlan_pcp",
+    "vlan_pcp",
+    "vlan_vid",
+    "vlan_tci",
+    "nw_tos",
+    "ip_frag",
+    "nw_frag",
+    "tcp_flags",
+];
+
 /// One word for an Ethernet type and protocol, as printing prefers them.
-static SHORTHANDS: [(&str, u16, Option<u8>); 14] = [
+static SHORTHANDS: [(&str, u16, Option<u8>); 15] = [
     ("tcp", eth_type::IPV4, Some(ip_proto::TCP)),
     ("udp", eth_type::IPV4, Some(ip_proto::UDP)),
     ("sctp", eth_type::IPV4, Some(ip_proto::SCTP)),
@@ -218,6 +234,7 @@ static SHORTHANDS: [(&str, u16, Option<u8>); 14] = [
     ("icmp6", eth_type::IPV6, Some(ip_proto::ICMP6)),
     ("ip", eth_type::IPV4, None),
     ("ipv6", eth_type::IPV6, None),
+    ("ip6", eth_type::IPV6, None),
     ("arp", eth_type::ARP, None),
     ("rarp", eth_type::RARP, None),
     ("mpls", eth_type::MPLS, None),
@@ -230,6 +247,8 @@ static FRAGS: [(&str, u8, u8); 5] =
 
 /// Flags of a TCP header from bit 0 (RFC 9293 §3.1; NS: RFC 3540).
 static FLAGS: [&str; 9] = ["fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr", "ns"];
+/// They and the three bits that are reserved.
+const ALL_FLAGS: u128 = 0xfff;
 
 const TCI_CFI: u64 = 0x1000;
 /// Where a key's first VLAN slot holds the TCI.
@@ -255,7 +274,16 @@ impl<'t> Builder<'t> {
             self.put(word, Field::EthType, u128::from(*ether), 0xffff)?;
             return proto.map_or(Ok(()), |p| self.put(word, Field::IpProto, p.into(), 0xff));
         }
-        match word.text {
+        let name = match word.text {
+            // As Open vSwitch has it: what TCP keeps in its ports, ICMP keeps in type and code.
+            "tp_src" if self.is_icmp() => "icmp_type",
+            "tp_dst" if self.is_icmp() => "icmp_code",
+            name => name,
+        };
+        if value.text == "*" && (OWN.contains(&name) || WORDS.iter().any(|(known, ..)| *known == name)) {
+            return Ok(());
+        }
+        match name {
             "in_port" => {
                 let port = value.port(ports)?;
                 self.put(word, Field::InPort, port.0.into(), Field::InPort.full())
@@ -287,7 +315,7 @@ impl<'t> Builder<'t> {
                 self.put(word, Field::TcpFlags, flags, mask)
             }
             _ => {
-                let Some((_, field, form, requires)) = WORDS.iter().find(|(name, ..)| *name == word.text) else {
+                let Some((_, field, form, requires)) = WORDS.iter().find(|(known, ..)| *known == name) else {
                     return Err(word.refuse("a word of a match, like in_port, tcp or nw_dst (see offload-flow(7))"));
                 };
                 self.required.push((word, *requires));
@@ -295,6 +323,10 @@ impl<'t> Builder<'t> {
                 self.put(word, *field, value, mask)
             }
         }
+    }
+
+    fn is_icmp(&self) -> bool {
+        Requires::AnyIcmp.holds(&Match::new(&self.key, &self.mask))
     }
 
     /// `V[/M]` of 13 bits: bit 12 says that there is a tag. As people write it, a plain vid means a tag with it; a plain 0, none.
@@ -352,22 +384,37 @@ pub(super) fn tos(value: &Piece) -> Result<u128, Fail> {
     }
 }
 
-/// `+flag-flag…`, or `VALUE[/MASK]`.
+/// `+flag-flag…` of some flags, `flag|flag…` of all, or `VALUE[/MASK]`.
 fn tcp_flags(value: &Piece) -> Result<(u128, u128), Fail> {
-    if !value.text.starts_with(['+', '-']) {
-        return value.masked_number(0xfff);
-    }
     let (mut flags, mut mask, mut rest) = (0, 0, *value);
+    if value.text.starts_with(|c: char| c.is_ascii_alphabetic()) {
+        while let Some((name, more)) = rest.split("|") {
+            flags |= tcp_flag(&name)?;
+            rest = more;
+        }
+        return Ok((flags | tcp_flag(&rest)?, ALL_FLAGS));
+    }
+    if !value.text.starts_with(['+', '-']) {
+        return value.masked_number(ALL_FLAGS as u64);
+    }
     while !rest.text.is_empty() {
         let sign = rest.take(1);
         let name = rest.take(rest.text.find(['+', '-']).unwrap_or(rest.text.len()));
-        let Some(bit) = FLAGS.iter().position(|f| *f == name.text) else {
-            return Err(name.refuse(&format!("a TCP flag ({})", FLAGS.join(", "))));
-        };
-        mask |= 1 << bit;
-        flags |= u128::from(sign.text == "+") << bit;
+        let flag = tcp_flag(&name)?;
+        mask |= flag;
+        if sign.text == "+" {
+            flags |= flag;
+        }
     }
     Ok((flags, mask))
+}
+
+/// The bit of a flag's name.
+fn tcp_flag(name: &Piece) -> Result<u128, Fail> {
+    match FLAGS.iter().position(|f| *f == name.text) {
+        Some(bit) => Ok(1 << bit),
+        None => Err(name.refuse(&format!("a TCP flag ({})", FLAGS.join(", ")))),
+    }
 }
 
 /// The words of a match.
@@ -441,6 +488,11 @@ fn format_tcp_flags(m: &Match, words: &mut Vec<String>) {
     if mask == 0 || !Requires::Tcp.holds(m) {
         return;
     }
+    if mask == ALL_FLAGS && value != 0 && value >> FLAGS.len() == 0 {
+        let set = FLAGS.iter().enumerate().filter(|(bit, _)| value >> bit & 1 != 0);
+        words.push(format!("tcp_flags={}", set.map(|(_, name)| *name).collect::<Vec<_>>().join("|")));
+        return;
+    }
     if mask >> FLAGS.len() != 0 {
         words.push(format!("tcp_flags={value:#05x}/{mask:#05x}"));
         return;
@@ -464,9 +516,7 @@ mod tests {
             .flat_map(|line| line.split([' ', ',']).skip(2).take_while(|word| *word != "Ns"))
             .collect();
         let short = SHORTHANDS.iter().map(|(name, ..)| *name);
-        let plain = ["in_port", "dl_type", "eth_type", "dl_vlan", "dl_vlan_pcp", "vlan_pcp", "vlan_vid", "vlan_tci"];
-        let own = ["nw_tos", "ip_frag", "nw_frag", "tcp_flags"];
-        for word in WORDS.iter().map(|(name, ..)| *name).chain(short).chain(plain).chain(own) {
+        for word in WORDS.iter().map(|(name, ..)| *name).chain(short).chain(OWN) {
             assert!(described.contains(&word), "{word}");
         }
     }

@@ -25,6 +25,9 @@ use crate::flow::{Match, PortNo};
 use matching::Builder;
 use scan::{Fail, Piece};
 
+/// What a dump tells of a rule besides; read over, so that its lines can be given back.
+const REPORTED: [&str; 5] = ["duration", "n_packets", "n_bytes", "idle_age", "hard_age"];
+
 /// Reads a rule.
 pub fn parse_rule(text: &str, ports: &dyn PortNames) -> Result<RuleSpec, TextError> {
     rule(text, ports).map_err(|fail| fail.within(text))
@@ -123,6 +126,7 @@ fn rule(text: &str, ports: &dyn PortNames) -> Result<RuleSpec, Fail> {
             "cookie" => cookie = value.number(u64::MAX)?,
             "idle_timeout" => idle = value.number(u16::MAX.into())? as u16,
             "hard_timeout" => hard = value.number(u16::MAX.into())? as u16,
+            reported if REPORTED.contains(&reported) => {}
             _ => builder.word(word, value, ports)?,
         }
     }
@@ -146,6 +150,7 @@ fn filter(text: &str, strict: bool, ports: &dyn PortNames) -> Result<Filter, Fai
             "out_port" => out_port = Some(value.port(ports)?),
             "priority" if strict => priority = value.number(u16::MAX.into())? as u16,
             "priority" => return Err(word.fail("priority selects a rule only with --strict".into())),
+            reported if REPORTED.contains(&reported) => {}
             _ => builder.word(word, value, ports)?,
         }
     }

@@ -129,15 +129,14 @@ impl<'t> Piece<'t> {
         self.address(128, "an IPv6 address like 2001:db8::1", |a: Ipv6Addr| a.into())
     }
 
-    /// A port's number or name; the name may stand in quotes.
+    /// A port's number or name. What can be a number is one, even if a port is called so; what stands in quotes is a name.
     pub fn port(&self, ports: &dyn PortNames) -> Result<PortNo, Fail> {
-        let bare = self.text.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(self.text);
-        if let Some(number) = ports.number(bare) {
-            return Ok(number);
+        if let Some(name) = self.text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+            return ports.number(name).ok_or_else(|| self.refuse("a port's name"));
         }
         match self.number(PortNo::MAX.0.into()) {
             Ok(number) if number != 0 => Ok(PortNo(number as u32)),
-            _ => Err(self.refuse("a port's name or a number from 1 to 65535")),
+            _ => ports.number(self.text).ok_or_else(|| self.refuse("a port's name or a number from 1 to 65535")),
         }
     }
 }
