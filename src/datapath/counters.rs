@@ -51,6 +51,12 @@ counters! {
         sent,
         /// Its actions end without an output.
         dropped_by_action,
+        /// No rule of table 0 matches it.
+        dropped_no_rule,
+        /// Its rules lead through too many tables.
+        dropped_too_deep,
+        /// `dec_ttl` found a TTL of 1 or 0 before any output.
+        dropped_ttl,
         /// Its output port is gone.
         dropped_no_port,
         /// Longer than its output port's MTU allows.

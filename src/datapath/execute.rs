@@ -5,12 +5,13 @@ use super::output::Outputs;
 use crate::flow::{Action, Actions, PortNo};
 use crate::packet::edit::{self, EditError};
 use crate::packet::{Packet, Pool};
+use crate::slowpath::DropReason;
 
 /// Actions in short: the two usual kinds are told without a look at the list, which lies in memory of its own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Way {
-    /// No packet leaves.
-    Drop,
+    /// No packet leaves, and why.
+    Drop(DropReason),
     /// Packets leave by one port as they are.
     Output(PortNo),
     /// Anything else: as the list says.
@@ -18,10 +19,11 @@ pub enum Way {
 }
 
 impl Way {
-    pub fn of(actions: &Actions) -> Way {
+    /// `dropped`: why nothing leaves, where a decision says so; else the actions themselves are the reason.
+    pub fn of(actions: &Actions, dropped: Option<DropReason>) -> Way {
         match **actions {
             [Action::Output(port)] => Way::Output(port),
-            _ if actions.is_drop() => Way::Drop,
+            _ if actions.is_drop() => Way::Drop(dropped.unwrap_or(DropReason::Rule)),
             _ => Way::List,
         }
     }
@@ -40,8 +42,15 @@ pub fn execute(
 ) {
     match way {
         Way::Output(port) => outputs.gather_all(port, packets, pool, fate),
-        Way::Drop => {
-            fate.dropped_by_action.add(packets.len() as u64);
+        Way::Drop(why) => {
+            let count = match why {
+                DropReason::NoRule => &fate.dropped_no_rule,
+                DropReason::Rule => &fate.dropped_by_action,
+                DropReason::Ttl => &fate.dropped_ttl,
+                DropReason::TooDeep => &fate.dropped_too_deep,
+                DropReason::NoPort => &fate.dropped_no_port,
+            };
+            count.add(packets.len() as u64);
             pool.give_all(packets);
         }
         Way::List => execute_list(actions, packets, outputs, pool, fate),

@@ -12,7 +12,7 @@ use super::execute::Way;
 use crate::flow::{Actions, Match, Ufid};
 use crate::offload::mark::Mark;
 use crate::offload::{FlowStats, OffloadCell};
-use crate::slowpath::Decision;
+use crate::slowpath::{Decision, DropReason};
 use crate::sync::Arc;
 
 /// A flow's number and which flow of that number.
@@ -53,8 +53,9 @@ impl Hot {
         self.way
     }
 
-    pub fn set_actions(&mut self, actions: Actions) {
-        self.way = Way::of(&actions);
+    /// `dropped`: as [`Way::of`].
+    pub fn set_actions(&mut self, actions: Actions, dropped: Option<DropReason>) {
+        self.way = Way::of(&actions, dropped);
         self.actions = actions;
     }
 }
@@ -139,7 +140,7 @@ impl Flows {
         let index = self.free.pop().unwrap_or_else(|| {
             self.hot.push(Hot {
                 actions: Actions::drop(),
-                way: Way::Drop,
+                way: Way::Drop(DropReason::Rule),
                 packets: 0,
                 bytes: 0,
                 used_ns: 0,
@@ -152,7 +153,7 @@ impl Flows {
             self.slots() - 1
         });
         let hot = &mut self.hot[index as usize];
-        hot.set_actions(actions);
+        hot.set_actions(actions, flow.decision.as_ref().and_then(|decision| decision.dropped));
         hot.epoch = epoch;
         (hot.packets, hot.bytes, hot.used_ns, hot.tcp_flags) = (0, 0, 0, 0);
         self.flows[index as usize] = Some(flow);
@@ -164,7 +165,7 @@ impl Flows {
     pub fn remove(&mut self, index: u32) -> Option<Flow> {
         let flow = self.flows.get_mut(index as usize)?.take()?;
         let hot = &mut self.hot[index as usize];
-        hot.set_actions(Actions::drop());
+        hot.set_actions(Actions::drop(), None);
         // 0 belongs to no flow.
         hot.generation = hot.generation.checked_add(1).unwrap_or(1);
         self.free.push(index);

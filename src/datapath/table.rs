@@ -185,7 +185,7 @@ impl FlowTable {
 
     /// Replaces a flow's actions, here at once and in the device as soon as it can.
     pub fn modify(&mut self, now: Instant, index: u32, actions: Actions, decision_number: u64) {
-        self.flows.hot_mut(index).set_actions(actions.clone());
+        self.flows.hot_mut(index).set_actions(actions.clone(), None);
         if let (Some(agent), Some(cell)) = (&self.agent, self.flows.get(index).and_then(|flow| flow.cell.as_ref())) {
             agent.update(now, cell, actions, decision_number);
         }

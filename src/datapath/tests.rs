@@ -174,7 +174,7 @@ fn plainly(
     };
     let (wire, mut pool, counters) = (Wire::default(), Pool::new(), PollerCounters::default());
     let mut outputs = outputs(&wire);
-    execute(Way::of(&actions), &actions, &mut vec![packet], &mut outputs, &mut pool, &counters.fate);
+    execute(Way::of(&actions, None), &actions, &mut vec![packet], &mut outputs, &mut pool, &counters.fate);
     outputs.flush(now, &mut pool, &counters.fate);
     let mut sent = std::mem::take(&mut *wire.lock().unwrap());
     sent.sort();
@@ -398,4 +398,33 @@ fn a_name_given_by_hand_stays_with_its_flow() {
     assert_eq!(bench.pipeline.table.decided.len(), 0);
     let found = bench.pipeline.get_flow(&Which::Ufid(decided)).unwrap();
     assert_eq!(found.matching, by_hand(80).matching);
+}
+
+#[test]
+fn a_packet_that_its_rules_drop_is_counted_by_the_reason() {
+    let mut bench = Bench::new(200_000);
+    let frame = udp(1, 1, 80, 1);
+    let cases: [(&[&str], &str); 5] = [
+        (&[], "dropped_no_rule"),
+        (&["actions=drop"], "dropped_by_action"),
+        (&["ip,nw_ttl=64,actions=mod_nw_ttl:1,dec_ttl,output:2"], "dropped_ttl"),
+        (&["actions=resubmit(,0)"], "dropped_too_deep"),
+        (&["actions=output:9"], "dropped_no_port"),
+    ];
+    for (rules, reason) in cases {
+        bench.rules(rules);
+        let before = bench.pipeline.counters.fate.get(reason);
+        // By upcall or revalidation first, then by hits.
+        for _ in 0..3 {
+            bench.process(bench.start, std::slice::from_ref(&frame));
+        }
+        assert_eq!(
+            bench.pipeline.counters.fate.get(reason) - before,
+            3,
+            "{reason}: {:?}",
+            bench.pipeline.counters.fate
+        );
+    }
+    let total: u64 = bench.pipeline.counters.fate.list().iter().map(|(_, n)| n).sum();
+    assert_eq!(total, 15);
 }

@@ -7,7 +7,7 @@ use super::inbox::NewFlow;
 use super::pipeline::Pipeline;
 use super::table::Maker;
 use crate::flow::text::canonical;
-use crate::flow::{Key, Mask, Match};
+use crate::flow::{Actions, Key, Mask, Match};
 
 impl Pipeline {
     /// Decides about the one packet in [`Pipeline::one`], executes that once, and installs the megaflow.
@@ -27,8 +27,8 @@ impl Pipeline {
             hot.packets += 1;
             hot.bytes += bytes;
             hot.used_ns = nanos;
-            let actions = hot.actions().clone();
-            return self.execute_one(&actions);
+            let (way, actions) = (hot.way(), hot.actions().clone());
+            return self.execute_one(way, &actions);
         }
         let number = self.shared.decision_number();
         let mut decision = self.shared.slowpath.decide(key, now, true);
@@ -37,6 +37,7 @@ impl Pipeline {
             rule.credit(1, bytes, now);
         }
         let actions = decision.actions.clone();
+        let way = Way::of(&actions, decision.dropped);
         let separate = self.table.separate(key, &mut decision.mask);
         if separate && self.shared.admit() {
             counters.lookup.upcall_installed.add(once);
@@ -48,7 +49,7 @@ impl Pipeline {
         } else {
             counters.lookup.upcall_flow_limit.add(once);
         }
-        self.execute_one(&actions);
+        self.execute_one(way, &actions);
     }
 
     /// Decides anew about a flow. `false`: the new decision looks at more than the flow's match says, and the flow is deleted.
@@ -77,7 +78,10 @@ impl Pipeline {
             counters.doings.modified.add(1);
             self.table.modify(now, index, decision.actions.clone(), number);
         }
-        self.table.flows.hot_mut(index).epoch = epoch;
+        let hot = self.table.flows.hot_mut(index);
+        // Equal actions may drop for another reason now.
+        hot.set_actions(decision.actions.clone(), decision.dropped);
+        hot.epoch = epoch;
         if let Some(flow) = self.table.flows.get_mut(index) {
             flow.decision = Some(Box::new(decision));
             flow.stations_epoch = stations_epoch;
@@ -85,9 +89,9 @@ impl Pipeline {
         true
     }
 
-    fn execute_one(&mut self, actions: &crate::flow::Actions) {
+    fn execute_one(&mut self, way: Way, actions: &Actions) {
         let mut one = std::mem::take(self.one());
-        execute(Way::of(actions), actions, &mut one, &mut self.outputs, &mut self.pool, &self.counters.fate);
+        execute(way, actions, &mut one, &mut self.outputs, &mut self.pool, &self.counters.fate);
         *self.one() = one;
     }
 }

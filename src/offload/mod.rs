@@ -227,11 +227,6 @@ impl Offload {
         }
     }
 
-    /// Begins the operations' counts and times anew.
-    pub fn reset_counts(&self) {
-        self.report().reset();
-    }
-
     /// Up to `limit` (at most 1,000) marks above `after` with their megaflows. Answered by the worker, so not while
     /// the device hangs; cancelled as [`Offload::flush`].
     pub fn marks(&self, after: u32, limit: usize) -> oneshot::Receiver<MarkPage> {

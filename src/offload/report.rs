@@ -201,14 +201,6 @@ impl Report {
     pub fn device_time(&self) -> Percentiles {
         percentiles(&self.device_time)
     }
-
-    /// Begins the times and counts anew.
-    pub fn reset(&mut self) {
-        self.operations = Operations::default();
-        self.resets = 0;
-        self.latency.reset();
-        self.device_time.reset();
-    }
 }
 
 fn histogram() -> Histogram<u64> {
