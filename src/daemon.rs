@@ -34,7 +34,7 @@ use crate::datapath::switch::{AddPortError, PollerConfig, Switch};
 use crate::demo::Demo;
 use crate::flow::PortNo;
 use crate::flow::text::PortNames as _;
-use crate::offload::backend::{self, BackendSpec, Opened};
+use crate::offload::backend::{self, BackendSpec};
 use crate::offload::{Offload, OffloadConfig};
 use crate::port::PortSpec;
 use crate::slowpath::{Options, Slowpath};
@@ -126,20 +126,21 @@ impl Daemon {
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> anyhow::Result<Daemon> {
         let slowpath = Arc::new(Slowpath::new(Options { stations: config.mac_limit, ageing: config.mac_ageing }));
-        let (offload, front) = match &config.device {
+        let epoch = Instant::now();
+        let (offload, device) = match &config.device {
             None => (Offload::none(), None),
             Some(text) => {
                 let spec: BackendSpec = text.parse()?;
-                let Opened { backend, front } = backend::open(&spec)?;
+                let device = backend::open(&spec, epoch)?;
                 let wanted = OffloadConfig { queue_limit: config.queue_limit, ..OffloadConfig::default() };
-                (Offload::start(backend, wanted).context("offload worker")?, Some(front))
+                (Offload::start(&*device, epoch, wanted).context("offload worker")?, Some(device))
             }
         };
         let shared =
             Shared::new(Arc::clone(&slowpath), offload.started(), config.flow_limit, config.max_idle, config.busy_poll);
         let cpus = config.cpus.clone();
         let pollers = PollerConfig { count: poller_count(&config), cpus: cpus.clone() };
-        let switch = Switch::start(Arc::new(shared), offload, front, &pollers, reports).context("pollers")?;
+        let switch = Switch::start(Arc::new(shared), offload, device, &pollers, reports).context("pollers")?;
         Ok(Daemon {
             switch,
             slowpath,

@@ -173,7 +173,7 @@ fn every_kind_of_port_is_told_of_with_its_options_and_no_other() {
 #[test]
 fn every_option_of_the_simulated_device_is_told_of_and_no_other() {
     let page = page("offloadd.8");
-    let refused = |text: &str| match backend::open(&text.parse().unwrap()) {
+    let refused = |text: &str| match backend::open(&text.parse().unwrap(), std::time::Instant::now()) {
         Err(error) => error.to_string(),
         Ok(_) => panic!("{text} is no option"),
     };

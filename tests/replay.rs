@@ -14,7 +14,7 @@ use std::{iter, thread};
 use offloadd::datapath::poller::Reports;
 use offloadd::datapath::shared::Shared;
 use offloadd::datapath::switch::{PollerConfig, Switch};
-use offloadd::offload::backend::sim::{Device, Nic, Options as NicOptions};
+use offloadd::offload::backend::sim::{Nic, Options as NicOptions, Sim};
 use offloadd::offload::{Offload, OffloadConfig};
 use offloadd::slowpath::{Options, Slowpath};
 
@@ -179,14 +179,14 @@ struct Bench {
 impl Bench {
     fn new() -> Bench {
         let stage = Stage::new();
-        let nic = Nic::new();
-        let device = Device::new(Arc::clone(&nic), NicOptions::default(), Box::new(|_| ()));
-        let offload = Offload::start(Box::new(device), OffloadConfig::default()).unwrap();
+        let nic = Nic::new(Instant::now());
+        let device = Arc::new(Sim::new(Arc::clone(&nic), NicOptions::default()));
+        let offload = Offload::start(&*device, Instant::now(), OffloadConfig::default()).unwrap();
         let slowpath = Arc::new(Slowpath::new(Options { stations: 100, ageing: PATIENCE }));
         let shared = Shared::new(Arc::clone(&slowpath), offload.started(), 1_000, PATIENCE, false);
         let reports = Reports { channel: mpsc::channel().0, wake: Arc::new(|| ()) };
         let pollers = PollerConfig { count: 1, cpus: Vec::new() };
-        let switch = Switch::start(Arc::new(shared), offload, Some(nic.clone()), &pollers, reports).unwrap();
+        let switch = Switch::start(Arc::new(shared), offload, Some(device), &pollers, reports).unwrap();
         for port in linear::PORTS {
             let spec = format!("p{port},type=sim,port_no={port},tx={}", stage.path(&format!("tx{port}.pcap")));
             finish(switch.add_port(&spec.parse().unwrap())).unwrap();

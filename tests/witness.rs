@@ -10,8 +10,8 @@ use std::time::Instant;
 use offloadd::flow::field::FIELDS;
 use offloadd::flow::{Actions, Key, Mask, Match, PortNo};
 use offloadd::offload::Level;
-use offloadd::offload::backend::sim::{Device, Nic, Options};
-use offloadd::offload::backend::{Backend, Front, Install};
+use offloadd::offload::backend::sim::{Nic, Options, Sim};
+use offloadd::offload::backend::{Device, Install};
 use offloadd::offload::mark::Mark;
 use offloadd::packet::extract::extract;
 use offloadd::packet::{BATCH, Packet, Pool};
@@ -26,9 +26,9 @@ const RULES: usize = 3;
 struct Given(Vec<Packet>);
 
 impl RxQueue for Given {
-    fn receive(&mut self, _now: Instant, _pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+    fn receive(&mut self, _now: Instant, _pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
         into.append(&mut self.0);
-        Ok(())
+        Ok(into.len())
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {
@@ -62,8 +62,7 @@ fn packets(frames: &[Vec<u8>]) -> Vec<Packet> {
 
 /// The marks that the NIC stamps on `frames` while `matches[i]` is in it with mark i + 1.
 fn stamped(nic: &Arc<Nic>, matches: &[Match], frames: &[Vec<u8>], sabotage: bool) -> Vec<Option<usize>> {
-    let mut device = Device::new(Arc::clone(nic), Options::default(), Box::new(|_| ()));
-    device.port_added(&port());
+    let mut device = Sim::new(Arc::clone(nic), Options::default()).channel();
     let actions = Actions::drop();
     let handles: Vec<_> = matches
         .iter()
@@ -143,7 +142,7 @@ fn frames() -> Vec<Vec<u8>> {
 fn the_nic_stamps_exactly_the_packets_that_the_datapath_says_match() {
     let frames = frames();
     let keys: Vec<Key> = packets(&frames).iter().map(extract).collect();
-    let nic = Nic::new();
+    let nic = Nic::new(Instant::now());
     let mut dice = Dice(0xd1ce);
     let (mut hits, mut misses) = (0, 0);
     for chunk in (0..frames.len()).collect::<Vec<_>>().chunks(4 * BATCH) {
@@ -175,7 +174,7 @@ fn the_nic_stamps_exactly_the_packets_that_the_datapath_says_match() {
 fn every_exact_key_is_stamped() {
     let frames = frames();
     let keys: Vec<Key> = packets(&frames).iter().map(extract).collect();
-    let nic = Nic::new();
+    let nic = Nic::new(Instant::now());
     for (frames, keys) in frames.chunks(BATCH).zip(keys.chunks(BATCH)) {
         let mut exact = Mask::EMPTY;
         FIELDS.iter().for_each(|def| exact.add_field(def.field));
@@ -195,7 +194,7 @@ fn a_nic_that_lies_is_noticed() {
     FIELDS.iter().for_each(|def| exact.add_field(def.field));
     let first = Match::new(&keys[0], &exact);
     let other = keys.iter().map(|key| Match::new(key, &exact)).find(|m| *m != first).unwrap();
-    let marks = stamped(&Nic::new(), &[first, other], &frames[..1], true);
+    let marks = stamped(&Nic::new(Instant::now()), &[first, other], &frames[..1], true);
     let rule = marks[0].expect("the swapped mark is stamped");
     assert!(![first, other][rule].matches(&keys[0]), "the comparison of the other tests would fail");
 }

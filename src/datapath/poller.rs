@@ -119,19 +119,19 @@ impl Poller {
         }
     }
 
-    /// One look at every receive queue. Answers with the number of packets received.
+    /// One look at every receive queue. Answers with the number of packets that were taken out of them.
     pub fn turn(&mut self, now: Instant) -> usize {
         let mut total = 0;
         let mut broken = false;
         for receiver in &mut self.receivers {
             let result = receiver.queue.receive(now, &mut self.pipeline.pool, &mut self.batch);
-            let packets = self.batch.len();
-            receiver.progress.took(packets);
-            if packets > 0 {
-                receiver.counters.rx_packets.add(packets as u64);
+            let taken = result.as_ref().map_or(self.batch.len(), |taken| *taken);
+            receiver.progress.took(taken);
+            total += taken;
+            if !self.batch.is_empty() {
+                receiver.counters.rx_packets.add(self.batch.len() as u64);
                 receiver.counters.rx_bytes.add(self.batch.iter().map(|packet| packet.len() as u64).sum());
                 self.pipeline.process(now, &mut self.batch);
-                total += packets;
             }
             if let Err(error) = result {
                 broken = true;

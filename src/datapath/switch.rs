@@ -26,7 +26,7 @@ use super::table::{FlowTable, Namer};
 use crate::flow::text::PortNames;
 use crate::flow::{Actions, Match, PortNo, Ufid};
 use crate::offload::Offload;
-use crate::offload::backend::{Front, PortCounts};
+use crate::offload::backend::{Device, PortCounts};
 use crate::port::handoff::{self, HandoffTx, OwnerTx};
 use crate::port::{self, InjectError, OpenError, Port, PortInfo, PortSpec, RxProgress, TxQueue};
 
@@ -34,8 +34,8 @@ use crate::port::{self, InjectError, OpenError, Port, PortInfo, PortSpec, RxProg
 pub struct Switch {
     pub shared: Arc<Shared>,
     pub offload: Offload,
-    /// What the device does to receive queues; `None` without a device.
-    front: Option<Arc<dyn Front>>,
+    /// `None` without a device.
+    device: Option<Arc<dyn Device>>,
     pollers: Vec<PollerHandle>,
     ports: Mutex<Ports>,
     /// Receive queues that wait for [`Switch::begin`]; `None` afterwards.
@@ -122,7 +122,7 @@ impl Switch {
     pub fn start(
         shared: Arc<Shared>,
         offload: Offload,
-        front: Option<Arc<dyn Front>>,
+        device: Option<Arc<dyn Device>>,
         config: &PollerConfig,
         reports: Reports,
     ) -> io::Result<Switch> {
@@ -149,7 +149,7 @@ impl Switch {
             pollers.push(PollerHandle { inbox, doorbell, counters, thread: Mutex::new(Some(thread)) });
         }
         let waiting = Mutex::new(Some(Vec::new()));
-        Ok(Switch { shared, offload, front, pollers, ports: Mutex::default(), waiting })
+        Ok(Switch { shared, offload, device, pollers, ports: Mutex::default(), waiting })
     }
 
     /// Opens a port and lets packets in and out. To be run to its end: a future dropped before leaves a port half open.
@@ -215,6 +215,19 @@ impl Switch {
         let ways = self
             .open_ways_out(port.as_mut(), owners.first().copied().unwrap_or(0))
             .map_err(|source| AddPortError::Transmit { name: spec.name.clone(), source })?;
+        // Where all pollers have a queue of their own, frames that the device sends by itself keep in order with theirs.
+        let wire = match ways.iter().all(|tx| matches!(tx, Tx::Own(_))) {
+            true if self.device.is_some() => port.open_wire(),
+            _ => Ok(None),
+        };
+        let wire = wire.map_err(|source| AddPortError::Transmit { name: spec.name.clone(), source })?;
+        let ring = match &self.device {
+            Some(device) => {
+                device.connect(&info, wire);
+                device.ring(info.ring)
+            }
+            None => info.ring,
+        };
         let outputs = ways
             .into_iter()
             .zip(&counters)
@@ -222,15 +235,15 @@ impl Switch {
                 Output::new(tx, info.tx_checksum, info.tx_segment, Arc::clone(&limits), Arc::clone(counters))
             })
             .collect();
-        let progress: Vec<Arc<RxProgress>> = queues.iter().map(|_| Arc::new(RxProgress::new(info.ring))).collect();
+        let progress: Vec<Arc<RxProgress>> = queues.iter().map(|_| Arc::new(RxProgress::new(ring))).collect();
         self.offload.port_added(info.clone(), progress.clone());
         let receivers = queues
             .into_iter()
             .zip(progress)
             .zip(&owners)
             .map(|((queue, progress), &poller)| {
-                let queue = match &self.front {
-                    Some(front) => front.wrap_rx(&info, queue),
+                let queue = match &self.device {
+                    Some(device) => device.wrap_rx(&info, queue),
                     None => queue,
                 };
                 let counters = Arc::clone(&counters[poller]);
@@ -305,6 +318,9 @@ impl Switch {
             let _ = answer.await;
         }
         self.offload.port_removed(number);
+        if let Some(device) = &self.device {
+            device.disconnect(number);
+        }
         drop(open);
         self.ports().reserved.remove(&number);
         log::info!(target: "port", "{name}: removed");
@@ -345,7 +361,7 @@ impl Switch {
 
     /// What the device did with a port's packets; `None` where it does not serve the port, or does not tell.
     pub fn device_counts(&self, port: PortNo) -> Option<PortCounts> {
-        self.front.as_ref()?.port_counts(port)
+        self.device.as_ref()?.port_counts(port)
     }
 
     /// The port with this name or number.

@@ -49,7 +49,7 @@ pub use report::{MarkPage, MarkRow, Snapshot};
 pub use state::{FlowSlot, FlowStats, Level, OffloadCell, Refusal, Standing};
 
 use agent::Mailbox;
-use backend::{Backend, BackendCaps};
+use backend::{ActionSet, BackendCaps, Device};
 use queue::{Queue, QueueCounts};
 use report::Report;
 use state::MatchHasher;
@@ -122,12 +122,12 @@ impl Shared {
 }
 
 impl Offload {
-    /// Starts the worker thread for `backend`.
+    /// Starts the worker thread for `device`; `epoch` as it was opened with.
     ///
     /// # Errors
     /// The system has no room for another thread.
-    pub fn start(backend: Box<dyn Backend>, config: OffloadConfig) -> std::io::Result<Offload> {
-        let (offload, worker) = Offload::assemble(backend, &config);
+    pub fn start(device: &dyn Device, epoch: Instant, config: OffloadConfig) -> std::io::Result<Offload> {
+        let (offload, worker) = Offload::assemble(device, epoch, &config);
         let thread = std::thread::Builder::new().name("offload-0".to_owned()).spawn(move || worker.run())?;
         *offload.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(offload)
@@ -139,6 +139,7 @@ impl Offload {
             name: "none",
             fields: crate::flow::Mask::EMPTY,
             level: Level::Mark,
+            actions: ActionSet::NONE,
             capacity: Some(0),
             mark_bits: 8,
             replace_in_place: false,
@@ -148,12 +149,11 @@ impl Offload {
     }
 
     /// The path and its worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
-    pub fn assemble(backend: Box<dyn Backend>, config: &OffloadConfig) -> (Offload, Worker) {
-        let start = Instant::now();
+    pub fn assemble(device: &dyn Device, start: Instant, config: &OffloadConfig) -> (Offload, Worker) {
         let queue = Arc::new(Queue::new(config.queue_limit));
         let report = StdArc::<StdMutex<Report>>::default();
-        let caps = backend.capabilities();
-        let worker = Worker::new(Arc::clone(&queue), backend, start, config, StdArc::clone(&report));
+        let caps = device.capabilities();
+        let worker = Worker::new(Arc::clone(&queue), device, start, config, StdArc::clone(&report));
         let shared = Shared { queues: vec![queue], caps, hasher: MatchHasher::default(), start };
         (Offload { shared: StdArc::new(shared), report, thread: StdMutex::default() }, worker)
     }

@@ -175,6 +175,11 @@ impl Installed {
         (ids, 0)
     }
 
+    /// What the device calls the rules that it has.
+    pub fn handles(&self) -> Vec<Handle> {
+        self.places.iter().filter_map(|place| Some(place.rule.as_ref()?.has.as_ref()?.handle)).collect()
+    }
+
     /// Rules that the device has.
     pub fn in_device(&self) -> usize {
         self.in_device

@@ -29,7 +29,7 @@ use device::Device;
 use futures_channel::oneshot;
 
 use super::agent::Mailbox;
-use super::backend::{Backend, DeleteError, Install, PutError};
+use super::backend::{self, DeleteError, Install, PutError};
 use super::mark::{MarkLease, MarkPool, Quarantined};
 use super::queue::{Consumer, Queue};
 use super::report::{MarkCounts, MarkPage, PortRow, Report, Tally};
@@ -143,12 +143,12 @@ enum Step {
 impl Worker {
     pub(super) fn new(
         queue: Arc<Lanes>,
-        backend: Box<dyn Backend>,
+        device: &dyn backend::Device,
         start: Instant,
         config: &super::OffloadConfig,
         report: StdArc<StdMutex<Report>>,
     ) -> Worker {
-        let device = Device::new(backend);
+        let device = Device::new(device);
         Worker {
             consumer: Consumer::new(queue),
             marks: MarkPool::new(device.caps.mark_bits.min(config.mark_bits)),
@@ -370,8 +370,8 @@ impl Worker {
             in_port: rule.in_port(),
         };
         match self.device.put(install, &mut self.tally) {
-            Ok((handle, level)) => {
-                let actions = wants.actions.clone();
+            Ok((handle, done)) => {
+                let (actions, level) = (wants.actions.clone(), done.level);
                 let has = InDevice { handle, level, lease, actions, flush: self.flush, stats: FlowStats::default() };
                 if let Some(attached) = rule.in_port().and_then(|port| self.ports.get_mut(&port)) {
                     attached.rules += 1;
@@ -409,8 +409,8 @@ impl Worker {
         let result = self.device.replace(has.handle, install, &mut self.tally);
         let Some(rule) = self.rules.get_mut(id) else { return false };
         match (result, rule.has.as_mut()) {
-            (Ok(level), Some(has)) => {
-                has.level = level;
+            (Ok(done), Some(has)) => {
+                has.level = done.level;
                 has.actions = wants.actions.clone();
                 self.set_trouble(id, None);
                 // It may be out of date again already; then the flow stands in a lane, and will be looked at.
@@ -680,7 +680,7 @@ impl Worker {
     /// their marks, so all that the table says is there must go before a mark may.
     fn start_over(&mut self) {
         self.tally.resets += 1;
-        if self.device.flush() {
+        if self.device.flush(&self.rules.handles()) {
             return self.forget_all();
         }
         let (ids, _) = self.rules.slice(0, usize::MAX);

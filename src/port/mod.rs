@@ -64,6 +64,11 @@ pub trait Port: Send {
     /// One more transmit queue, or `None` where the device has no more: the rest then share through [`handoff`].
     fn open_tx(&mut self) -> io::Result<Option<Box<dyn TxQueue>>>;
 
+    /// A transmit queue for the device itself, where it forwards packets without us; `None`: it cannot send here.
+    fn open_wire(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
+        self.open_tx()
+    }
+
     /// Makes `frame` arrive at receive queue `queue`, as if from a wire. Only for ports in memory.
     fn inject(&self, queue: usize, frame: &[u8]) -> Result<(), InjectError> {
         let _ = (queue, frame);
@@ -100,10 +105,12 @@ pub enum InjectError {
 /// One receive queue, owned by one poller.
 pub trait RxQueue: Send {
     /// Appends up to [`BATCH`](crate::packet::BATCH) frames to the empty list `into`, in order of arrival, with `meta.in_port` set; never waits.
+    /// Answers with how many frames were taken out of the queue: more than `into` holds where the device dealt with some of
+    /// them by itself, and 0 only when the queue was seen empty.
     ///
     /// # Errors
     /// The device is gone or broken: the poller reports it and does not ask this queue again.
-    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()>;
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize>;
 
     /// What becomes readable when a frame arrives; `None` for queues that only time fills.
     fn readable(&self) -> Option<BorrowedFd<'_>>;

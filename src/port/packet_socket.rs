@@ -277,14 +277,17 @@ fn fetch(socket: &OwnedFd, header: &mut [u8; vnet::LEN], room: &mut [u8]) -> Res
 }
 
 impl RxQueue for PacketRx {
-    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
         // Malformed frames, which no kernel is known to make, do not keep us here: whatever waited at the start was seen after a ring's worth.
-        for _ in 0..self.ring.slots() {
+        for taken in 0..self.ring.slots() {
             if into.len() >= BATCH {
-                break;
+                return Ok(taken);
             }
             let Some(frame) = self.ring.front() else {
-                return if self.check.is_none_or(|at| now >= at) { self.look_after(now) } else { Ok(()) };
+                if self.check.is_none_or(|at| now >= at) {
+                    self.look_after(now)?;
+                }
+                return Ok(taken);
             };
             match take(&frame, &self.socket, &mut self.was_down, pool) {
                 Some(mut packet) => {
@@ -295,7 +298,7 @@ impl RxQueue for PacketRx {
             }
             self.ring.advance();
         }
-        Ok(())
+        Ok(self.ring.slots())
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {

@@ -121,6 +121,10 @@ impl Port for PcapPort {
         Ok(Some(Box::new(FileTx { recorder: self.recorder.clone(), _taken: self.tx_taken.clone() })))
     }
 
+    fn open_wire(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
+        Ok(Some(Box::new(FileTx { recorder: self.recorder.clone(), _taken: Arc::default() })))
+    }
+
     fn details(&self) -> Vec<(&'static str, String)> {
         vec![("rx_frames", self.frames.to_string())]
     }
@@ -188,7 +192,7 @@ impl Replay {
 }
 
 impl RxQueue for Replay {
-    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
         while into.len() < BATCH && !self.is_over() && self.due(now) > 0 {
             let frame = self.capture.frame(self.next);
             // Loading refused longer frames than any buffer holds.
@@ -201,7 +205,7 @@ impl RxQueue for Replay {
             }
             self.advance();
         }
-        Ok(())
+        Ok(into.len())
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {

@@ -237,7 +237,7 @@ struct SimRx {
 }
 
 impl RxQueue for SimRx {
-    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
         self.ring.pop(into);
         if let Some(generator) = &mut self.generator
             && self.up.load(Ordering::Relaxed)
@@ -246,7 +246,7 @@ impl RxQueue for SimRx {
         }
         debug_assert!(into.iter().all(|packet| packet.meta.in_port == self.number));
         record(self.recorder.as_ref(), now, into);
-        Ok(())
+        Ok(into.len())
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {

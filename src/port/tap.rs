@@ -122,7 +122,7 @@ struct TapRx {
 }
 
 impl RxQueue for TapRx {
-    fn receive(&mut self, _now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+    fn receive(&mut self, _now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
         let slot = self.slot.get_or_insert_with(|| vnet::Slot::new(pool));
         for _ in 0..BATCH * ROUNDS {
             if into.len() == BATCH {
@@ -144,7 +144,7 @@ impl RxQueue for TapRx {
                 Err(vnet::Malformed) => self.malformed += 1,
             }
         }
-        Ok(())
+        Ok(into.len())
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {

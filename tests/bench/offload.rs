@@ -27,15 +27,15 @@ fn adopt(c: &mut Criterion) {
     g.bench_function("worker awake", |b| {
         b.iter_custom(|flows| {
             // A worker that has taken no turn is not asleep.
-            let device = sim::open(sim::Options::default()).backend;
+            let device = sim::open(sim::Options::default(), Instant::now());
             let config = OffloadConfig { queue_limit: usize::MAX, ..OffloadConfig::default() };
-            let (offload, _worker) = Offload::assemble(device, &config);
+            let (offload, _worker) = Offload::assemble(&*device, Instant::now(), &config);
             let agent = offload.agent(0, Box::new(|| {}));
             (0..flows).map(|n| adopt_one(&agent, n as u32)).sum()
         });
     });
-    let device = sim::open(sim::Options::default()).backend;
-    let offload = Offload::start(device, OffloadConfig::default()).expect("a thread can be started");
+    let device = sim::open(sim::Options::default(), Instant::now());
+    let offload = Offload::start(&*device, Instant::now(), OffloadConfig::default()).expect("a thread can be started");
     let agent = offload.agent(0, Box::new(|| {}));
     let mut n = 0;
     g.bench_function("worker asleep", |b| {
@@ -75,8 +75,8 @@ fn stamp(c: &mut Criterion) {
     let mut g = c.benchmark_group("simulated NIC stamping");
     g.throughput(Throughput::Elements(BATCH as u64));
     for (flows, name) in [(0, "empty table"), (1, "1 rule"), (1_000, "1k rules"), (10_000, "10k rules")] {
-        let device = sim::open(sim::Options::default());
-        let mut backend = device.backend;
+        let device = sim::open(sim::Options::default(), Instant::now());
+        let mut backend = device.channel();
         for n in 0..flows {
             let install = Install {
                 matching: &Match::new(&rig::key(n), &rig::tuple_mask(32)),
@@ -88,7 +88,7 @@ fn stamp(c: &mut Criterion) {
             backend.put(install).expect("there is room");
         }
         let packets = (0..flows.max(1)).map(packet).collect();
-        let mut queue = device.front.wrap_rx(&port(), Box::new(Wheel { packets, next: 0 }));
+        let mut queue = device.wrap_rx(&port(), Box::new(Wheel { packets, next: 0 }));
         let (now, mut pool, mut batch) = (Instant::now(), Pool::new(), Vec::with_capacity(BATCH));
         g.bench_function(name, |b| {
             b.iter(|| {
@@ -127,12 +127,12 @@ struct Wheel {
 }
 
 impl RxQueue for Wheel {
-    fn receive(&mut self, _now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+    fn receive(&mut self, _now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
         for _ in 0..BATCH {
             into.push(pool.copy(&self.packets[self.next]));
             self.next = (self.next + 1) % self.packets.len();
         }
-        Ok(())
+        Ok(into.len())
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {

@@ -1,6 +1,7 @@
 //! A new flow per packet: decided by the rules, installed, its packet sent.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use criterion::{Criterion, Throughput};
 use offloadd::offload::backend::sim;
@@ -15,7 +16,11 @@ pub fn bench(c: &mut Criterion) {
     let mut g = c.benchmark_group("upcall and install");
     g.throughput(Throughput::Elements(1));
     // The worker takes no turn, so it is never woken; it is measured by itself.
-    let (offload, _worker) = Offload::assemble(sim::open(sim::Options::default()).backend, &OffloadConfig::default());
+    let (offload, _worker) = Offload::assemble(
+        &*sim::open(sim::Options::default(), Instant::now()),
+        Instant::now(),
+        &OffloadConfig::default(),
+    );
     for (name, agent) in
         [("without a device", None), ("and offload asked for", Some(offload.agent(0, Box::new(|| {}))))]
     {

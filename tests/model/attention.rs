@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use loom::thread;
 use offloadd::flow::{Action, Actions, Key, Mask, Match, PortNo, Ufid};
 use offloadd::offload::backend::{
-    Backend, BackendCaps, DeleteError, Fence, FlushError, Generation, Handle, Install, PutError, StatsError,
+    ActionSet, Backend, BackendCaps, DeleteError, Device, Done, Fence, FlushError, Generation, Handle, Install,
+    PutError, StatsError,
 };
 use offloadd::offload::queue::{Consumer, Queue};
 use offloadd::offload::worker::Worker;
@@ -83,28 +84,44 @@ fn a_failed_claim_is_seen_by_the_look_that_it_was_coalesced_into() {
 }
 
 /// A device that holds one rule.
+#[derive(Clone)]
 struct OneRule(Arc<AtomicUsize>);
 
-impl Backend for OneRule {
+impl Device for OneRule {
     fn capabilities(&self) -> BackendCaps {
         BackendCaps {
             name: "one",
             fields: Mask::EXACT,
             level: Level::Full,
+            actions: ActionSet::ALL,
             capacity: None,
             mark_bits: 8,
             replace_in_place: true,
         }
     }
 
-    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError> {
-        assert_eq!(self.0.swap(outputs(flow.actions), Ordering::Relaxed), 0, "put twice");
-        Ok((Handle(1), Level::Full))
+    fn channel(&self) -> Box<dyn Backend> {
+        Box::new(self.clone())
     }
 
-    fn replace(&mut self, _: Handle, flow: Install<'_>) -> Result<Level, PutError> {
+    fn fence(&self) -> Fence {
+        Fence::default()
+    }
+
+    fn restart(&self) -> Result<(), FlushError> {
+        Ok(())
+    }
+}
+
+impl Backend for OneRule {
+    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
+        assert_eq!(self.0.swap(outputs(flow.actions), Ordering::Relaxed), 0, "put twice");
+        Ok((Handle(1), Done::at(Level::Full)))
+    }
+
+    fn replace(&mut self, _: Handle, flow: Install<'_>) -> Result<Done, PutError> {
         self.0.store(outputs(flow.actions), Ordering::Relaxed);
-        Ok(Level::Full)
+        Ok(Done::at(Level::Full))
     }
 
     fn delete(&mut self, _: Handle) -> Result<FlowStats, DeleteError> {
@@ -120,12 +137,8 @@ impl Backend for OneRule {
         Generation(0)
     }
 
-    fn flush(&mut self) -> Result<(), FlushError> {
+    fn flush(&mut self, _: &[Handle]) -> Result<(), FlushError> {
         Ok(())
-    }
-
-    fn fence(&self) -> Fence {
-        Fence::default()
     }
 }
 
@@ -141,7 +154,7 @@ fn output(port: u32) -> Actions {
 fn path() -> (Arc<AtomicUsize>, Offload, Worker, Agent, Instant) {
     let device = Arc::new(AtomicUsize::new(0));
     let config = OffloadConfig { stats_interval: Duration::from_secs(3_600), ..OffloadConfig::default() };
-    let (offload, mut worker) = Offload::assemble(Box::new(OneRule(Arc::clone(&device))), &config);
+    let (offload, mut worker) = Offload::assemble(&OneRule(Arc::clone(&device)), Instant::now(), &config);
     let agent = offload.agent(0, Box::new(|| {}));
     let now = Instant::now();
     offload.port_added(port(), Vec::new());

@@ -90,8 +90,9 @@ impl fmt::Display for OffloadShow {
         writeln!(f, "Datapaths:\n{datapath}:\n  {}", snapshot.backend)?;
         for port in &snapshot.ports {
             writeln!(f, "  - {}: port_no: {}", port.name, port.number)?;
-            if let Some(PortCounts { hits, misses, busy }) = port_counts.get(&port.name) {
+            if let Some(PortCounts { hits, full, misses, busy, .. }) = port_counts.get(&port.name) {
                 writeln!(f, "    rx_offload_partial   : {hits}")?;
+                writeln!(f, "    rx_offload_full      : {full}")?;
                 writeln!(f, "    rx_offload_miss      : {misses}")?;
                 writeln!(f, "    rx_offload_busy      : {busy}")?;
             }

@@ -1,10 +1,12 @@
-//! What a device must be able to do: [`Backend`], its verbs and one description of its abilities.
+//! What a device must be able to do: [`Device`], what all share of it, and [`Backend`], one worker's end with the verbs.
 //!
 //! - [`sim`]: a simulated NIC that truly matches packets
+//! - [`chaos`]: any device, made to go wrong on purpose
 //!
 //! To add a kind: a file here, an arm in [`open`]. The contract that every backend keeps is written down as tests in
 //! `contract`, which run over each of them.
 
+pub mod chaos;
 #[cfg(all(test, not(loom)))]
 pub mod contract;
 pub mod sim;
@@ -13,29 +15,89 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use chaos::Faults;
 
 use super::mark::Mark;
 use super::state::{FlowStats, Level};
 use crate::flow::field::FIELDS;
-use crate::flow::{Actions, Field, Mask, Match, PortNo};
-use crate::port::{PortInfo, RxQueue};
+use crate::flow::{Action, Actions, Field, Mask, Match, PortNo};
+use crate::port::{PortInfo, RxQueue, TxQueue};
 
-/// A device that flows are put into. Owned by one worker; never seen by a packet.
-pub trait Backend: Send {
+/// A device, opened once: what its workers and its ports share.
+///
+/// # Thread-safety
+/// Every method may be called from any thread, none from a poller's hit path.
+pub trait Device: Send + Sync {
     fn capabilities(&self) -> BackendCaps;
 
+    /// A worker's end. Rules are the device's: a handle given by one channel is good in every other.
+    fn channel(&self) -> Box<dyn Backend>;
+
+    /// Makes everybody ignore this device's marks at once, should it hang or fail for good.
+    fn fence(&self) -> Fence;
+
+    /// Brings the device back after it hung or failed: it is empty afterwards, and every channel given before is powerless,
+    /// whenever the call returns that one is stuck in: it changes nothing any more. The fence is lowered by the caller.
+    ///
+    /// # Errors
+    /// It does not come back. Nothing is promised of it then.
+    fn restart(&self) -> Result<(), FlushError>;
+
+    /// A port whose packets the device sees. `wire`: where packets leave that the device sends there by itself; `None` where
+    /// it cannot. Called before the first packet is received.
+    fn connect(&self, port: &PortInfo, wire: Option<Box<dyn TxQueue>>) {
+        let _ = (port, wire);
+    }
+
+    /// The port is gone: nothing is sent there any more, whatever the rules say.
+    fn disconnect(&self, port: PortNo) {
+        let _ = port;
+    }
+
+    /// The receive queue as the poller should see it: with marks.
+    fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue> {
+        let _ = port;
+        queue
+    }
+
+    /// The most frames that can wait behind a receive queue of `ring` frames as the poller sees it.
+    fn ring(&self, ring: u64) -> u64 {
+        ring
+    }
+
+    /// What the device did with a port's packets; `None` for a port it does not know.
+    fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
+        let _ = port;
+        None
+    }
+
+    /// Packets that rules handled wholly and whose counts the device forgot before they were read, where it can tell.
+    fn forgotten(&self) -> Option<u64> {
+        None
+    }
+
+    /// What can be made to go wrong at run time; `None` for devices that only go wrong by themselves.
+    fn faults(&self) -> Option<&Faults> {
+        None
+    }
+}
+
+/// One worker's end of a device: the verbs. Owned by the worker; never seen by a packet.
+pub trait Backend: Send {
     /// Puts a rule; its packets are marked, or handled wholly, from some moment during the call on.
     ///
     /// # Errors
     /// The device has no rule then.
-    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError>;
+    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError>;
 
-    /// Gives a rule another mark, level or actions without a moment in which it is missing. Only called where
-    /// [`BackendCaps::replace_in_place`] is set.
+    /// Gives a rule another mark, level or actions without a moment in which it is missing. When this returns, no packet
+    /// that arrives later gets what the rule was before. Only called where [`BackendCaps::replace_in_place`] is set.
     ///
     /// # Errors
     /// The rule stands as it was.
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Level, PutError>;
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError>;
 
     /// Removes a rule and gives its final counts. A rule that is not there is removed already: no error, no counts.
     /// When this returns, no packet is stamped with its mark any more.
@@ -53,23 +115,24 @@ pub trait Backend: Send {
     /// Changes when the device has forgotten every rule by itself.
     fn generation(&mut self) -> Generation;
 
-    /// Removes every rule.
+    /// Removes all of `handles`, sooner than one by one where the device can. Rules that are not there are removed already.
     ///
     /// # Errors
-    /// Some rules may be left.
-    fn flush(&mut self) -> Result<(), FlushError>;
+    /// Some of them may be left.
+    fn flush(&mut self, handles: &[Handle]) -> Result<(), FlushError>;
+}
 
-    /// Makes everybody ignore this device's marks at once, should it hang or fail for good.
-    fn fence(&self) -> Fence;
+/// What the device does for a rule that it took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Done {
+    pub level: Level,
+    /// What stands in the way of more, where more was wanted.
+    pub short: Option<Unsupported>,
+}
 
-    /// A port whose packets may be matched.
-    fn port_added(&mut self, port: &PortInfo) {
-        let _ = port;
-    }
-
-    /// The port's rules have been removed; it is going away.
-    fn port_removed(&mut self, port: PortNo) {
-        let _ = port;
+impl Done {
+    pub fn at(level: Level) -> Done {
+        Done { level, short: None }
     }
 }
 
@@ -100,6 +163,8 @@ pub struct BackendCaps {
     pub fields: Mask,
     /// The most that it does for a flow.
     pub level: Level,
+    /// What it executes by itself at [`Level::Full`].
+    pub actions: ActionSet,
     /// Rules that fit, where that is known.
     pub capacity: Option<usize>,
     /// Width of the marks that it stamps, 8 to 32.
@@ -108,18 +173,72 @@ pub struct BackendCaps {
 }
 
 impl BackendCaps {
-    /// Whether a flow can be put at all, whatever the room.
+    /// How far a flow can be taken, whatever the room, and what stands in the way of more. Ports are the device's own to judge.
     ///
     /// # Errors
-    /// Names what the device cannot do.
-    pub fn check(&self, matching: &Match, _actions: &Actions) -> Result<(), Unsupported> {
-        // At level `Mark` the actions stay in software, so any will do.
-        if self.fields.contains(matching.mask()) {
-            return Ok(());
+    /// Not at all; names what the device cannot do.
+    pub fn check(&self, matching: &Match, actions: &Actions) -> Result<Done, Unsupported> {
+        if !self.fields.contains(matching.mask()) {
+            let beyond =
+                |def: &&crate::flow::field::FieldDef| matching.mask().get(def.field) & !self.fields.get(def.field) != 0;
+            return Err(FIELDS.iter().find(beyond).map_or(Unsupported::Match, |def| Unsupported::Field(def.field)));
         }
-        let beyond =
-            |def: &&crate::flow::field::FieldDef| matching.mask().get(def.field) & !self.fields.get(def.field) != 0;
-        Err(FIELDS.iter().find(beyond).map_or(Unsupported::Match, |def| Unsupported::Field(def.field)))
+        if self.level == Level::Mark {
+            // The actions stay in software, so any will do.
+            return Ok(Done::at(Level::Mark));
+        }
+        match self.actions.lacking(actions) {
+            None => Ok(Done::at(Level::Full)),
+            short => Ok(Done { level: Level::Mark, short: short.map(Unsupported::Action) }),
+        }
+    }
+}
+
+/// The actions that a device executes by itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ActionSet(u16);
+
+impl ActionSet {
+    pub const NONE: ActionSet = ActionSet(0);
+    pub const ALL: ActionSet = ActionSet((1 << ActionSet::NAMES.len()) - 1);
+
+    /// The names of actions, as the ODP syntax has them; `drop` stands for a list without an output.
+    pub const NAMES: [&str; 11] = [
+        "output",
+        "drop",
+        "push_vlan",
+        "pop_vlan",
+        "set(eth)",
+        "set(vlan)",
+        "set(ipv4)",
+        "set(ipv6)",
+        "set(tcp)",
+        "set(udp)",
+        "set(sctp)",
+    ];
+
+    /// Without the action of this name; `None` for a name that is none.
+    pub fn without(self, name: &str) -> Option<ActionSet> {
+        let at = ActionSet::NAMES.iter().position(|known| *known == name)?;
+        Some(ActionSet(self.0 & !(1 << at)))
+    }
+
+    /// The first action of `actions` that is not among these.
+    pub fn lacking(self, actions: &Actions) -> Option<&'static str> {
+        let place = |action: &Action| match action {
+            Action::Output(_) => 0,
+            Action::PushVlan { .. } => 2,
+            Action::PopVlan => 3,
+            // In the order of the names.
+            Action::Set(set) => 4 + set.header() as usize,
+        };
+        let lacks = |at: &usize| self.0 & (1 << at) == 0;
+        let lacking = match actions.is_drop() {
+            // What comes before a drop changes nothing that anybody sees.
+            true => Some(1).filter(lacks),
+            false => actions.iter().map(place).find(lacks),
+        };
+        lacking.map(|at| ActionSet::NAMES[at])
     }
 }
 
@@ -132,6 +251,9 @@ pub enum Unsupported {
     Match,
     #[error("cannot execute {0}")]
     Action(&'static str),
+    /// A port that it has no wire to.
+    #[error("cannot send to port {0}")]
+    Port(PortNo),
 }
 
 /// Why a rule was not put or replaced.
@@ -163,7 +285,8 @@ pub struct StatsError(pub String);
 #[error("the device failed to flush: {0}")]
 pub struct FlushError(pub String);
 
-/// Whether a device's marks are to be ignored. Raised once, by whoever notices that the device is not to be trusted.
+/// Whether a device's marks are to be ignored. Raised by whoever notices that the device is not to be
+/// trusted, lowered when it was restarted.
 #[derive(Clone, Debug, Default)]
 pub struct Fence(Arc<AtomicBool>);
 
@@ -172,26 +295,26 @@ impl Fence {
         self.0.store(true, Ordering::Release);
     }
 
+    /// The device is to be trusted again.
+    pub fn lower(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+
     #[inline]
     pub fn is_raised(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// What a device puts between a port and its poller.
-pub trait Front: Send + Sync {
-    /// The receive queue as the poller should see it: with marks.
-    fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue>;
-
-    /// What the device did with a port's packets; `None` for a port it does not know.
-    fn port_counts(&self, port: PortNo) -> Option<PortCounts>;
-}
-
 /// What a device did with a port's packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct PortCounts {
-    /// Packets that a rule matched.
+    /// Packets that a rule marked.
     pub hits: u64,
+    /// Packets that a rule handled wholly.
+    pub full: u64,
+    /// Bytes of those.
+    pub full_bytes: u64,
     /// Packets that no rule matched.
     pub misses: u64,
     /// Packets that passed unmatched because the table was being changed.
@@ -237,26 +360,13 @@ impl fmt::Display for BackendSpec {
     }
 }
 
-/// An open device: the worker's end and the ports' end.
-pub struct Opened {
-    pub backend: Box<dyn Backend>,
-    pub front: Arc<dyn Front>,
-}
-
-impl Opened {
-    /// See [`Front::wrap_rx`].
-    pub fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue> {
-        self.front.wrap_rx(port, queue)
-    }
-}
-
-/// Opens the device that `spec` describes.
+/// Opens the device that `spec` describes. `epoch`: what the nanoseconds of its [`FlowStats`] count from.
 ///
 /// # Errors
 /// Names the kind or option that is not understood, and what would be.
-pub fn open(spec: &BackendSpec) -> Result<Opened, OpenError> {
+pub fn open(spec: &BackendSpec, epoch: Instant) -> Result<Arc<dyn Device>, OpenError> {
     match spec.kind.as_str() {
-        "sim" => Ok(sim::open(sim::Options::parse(&spec.options)?)),
+        "sim" => Ok(sim::open(sim::Options::parse(&spec.options)?, epoch)),
         _ => Err(OpenError::Kind(spec.kind.clone())),
     }
 }

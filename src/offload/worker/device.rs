@@ -3,11 +3,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crate::flow::PortNo;
-use crate::offload::backend::{Backend, BackendCaps, DeleteError, Fence, Generation, Handle, Install, PutError};
+use crate::offload::backend::{
+    self, Backend, BackendCaps, DeleteError, Done, Fence, Generation, Handle, Install, PutError,
+};
 use crate::offload::report::Tally;
-use crate::offload::state::{FlowStats, Level};
-use crate::port::PortInfo;
+use crate::offload::state::FlowStats;
 
 /// The backend, with its time measured, its operations counted, and its panics caught.
 pub(super) struct Device {
@@ -20,8 +20,8 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(backend: Box<dyn Backend>) -> Device {
-        let (caps, fence) = (backend.capabilities(), backend.fence());
+    pub(super) fn new(device: &dyn backend::Device) -> Device {
+        let (backend, caps, fence) = (device.channel(), device.capabilities(), device.fence());
         let mut device = Device { backend, caps, fence, generation: Generation::default(), off: None };
         device.generation = device.call(|backend| backend.generation()).unwrap_or_default();
         device
@@ -51,13 +51,13 @@ impl Device {
         result
     }
 
-    pub(super) fn put(&mut self, flow: Install<'_>, tally: &mut Tally) -> Result<(Handle, Level), PutError> {
+    pub(super) fn put(&mut self, flow: Install<'_>, tally: &mut Tally) -> Result<(Handle, Done), PutError> {
         let result = self.timed(tally, |backend| backend.put(flow)).map_err(PutError::Device).flatten();
         tally.operations.put.count(&result);
         result
     }
 
-    pub(super) fn replace(&mut self, handle: Handle, flow: Install<'_>, tally: &mut Tally) -> Result<Level, PutError> {
+    pub(super) fn replace(&mut self, handle: Handle, flow: Install<'_>, tally: &mut Tally) -> Result<Done, PutError> {
         let result = self.timed(tally, |backend| backend.replace(handle, flow)).map_err(PutError::Device).flatten();
         tally.operations.modify.count(&result);
         result
@@ -89,17 +89,7 @@ impl Device {
         }
     }
 
-    pub(super) fn flush(&mut self) -> bool {
-        matches!(self.call(|backend| backend.flush()), Ok(Ok(())))
-    }
-
-    pub(super) fn port_added(&mut self, port: &PortInfo) {
-        // A panic is remembered in `off`; there is nothing else to do about it here.
-        let _ = self.call(|backend| backend.port_added(port));
-    }
-
-    pub(super) fn port_removed(&mut self, port: PortNo) {
-        // As above.
-        let _ = self.call(|backend| backend.port_removed(port));
+    pub(super) fn flush(&mut self, handles: &[Handle]) -> bool {
+        matches!(self.call(|backend| backend.flush(handles)), Ok(Ok(())))
     }
 }

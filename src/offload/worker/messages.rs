@@ -49,11 +49,9 @@ impl Worker {
         }
         if let Some(before) = self.ports.remove(&number) {
             // It came back before the last of its rules had gone; old marks may wait in the old queues too.
-            self.device.port_removed(number);
             queues.extend(before.queues);
             rules = before.rules;
         }
-        self.device.port_added(&info);
         self.ports.insert(number, Attached { info, queues, rules, leaving: false });
         self.look_at_port(number);
     }
@@ -70,7 +68,6 @@ impl Worker {
             return;
         }
         self.ports.remove(&port);
-        self.device.port_removed(port);
     }
 
     pub(super) fn end_flushes(&mut self) {
@@ -120,7 +117,7 @@ impl Worker {
     /// Removes every rule: all at once, or where the device cannot, one by one until `deadline`.
     pub(super) fn stop(&mut self, deadline: Instant, now: Instant) -> Stopped {
         let before = self.rules.in_device();
-        if self.device.flush() {
+        if self.device.flush(&self.rules.handles()) {
             self.forget_all();
         } else {
             let (ids, _) = self.rules.slice(0, usize::MAX);

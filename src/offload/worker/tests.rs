@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::flow::{Action, Actions, Field, Key, Mask, Match, PortNo, Ufid};
-use crate::offload::backend::{BackendCaps, Fence, Generation, Handle};
-use crate::offload::backend::{FlushError, StatsError, Unsupported};
+use crate::offload::backend::{
+    ActionSet, Backend, BackendCaps, Done, Fence, FlushError, Generation, Handle, StatsError, Unsupported,
+};
 use crate::offload::{Agent, FlowSlot, Offload, OffloadConfig};
 use crate::port::{Kind, RxProgress};
 
@@ -29,7 +30,28 @@ struct Script {
     next: u64,
 }
 
-struct Scripted(Arc<Mutex<Script>>, Fence);
+struct Scripted(Arc<Mutex<Script>>);
+
+/// A device whose channels `channel` makes.
+struct Of<F>(BackendCaps, Fence, F);
+
+impl<F: Fn() -> Box<dyn Backend> + Send + Sync> backend::Device for Of<F> {
+    fn capabilities(&self) -> BackendCaps {
+        self.0.clone()
+    }
+
+    fn channel(&self) -> Box<dyn Backend> {
+        (self.2)()
+    }
+
+    fn fence(&self) -> Fence {
+        self.1.clone()
+    }
+
+    fn restart(&self) -> Result<(), FlushError> {
+        Ok(())
+    }
+}
 
 impl Scripted {
     fn operate(&self, name: &'static str) -> std::sync::MutexGuard<'_, Script> {
@@ -49,11 +71,7 @@ impl Scripted {
 }
 
 impl Backend for Scripted {
-    fn capabilities(&self) -> BackendCaps {
-        self.0.lock().unwrap().caps.clone()
-    }
-
-    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError> {
+    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
         let mut script = self.operate("put");
         if let Some(error) = script.put_answers.pop_front() {
             return Err(error);
@@ -65,10 +83,10 @@ impl Backend for Scripted {
         let (handle, level) = (script.next, script.caps.level);
         assert!(script.rules.values().all(|rule| rule.0 != *flow.matching), "put twice");
         script.rules.insert(handle, (*flow.matching, flow.mark.0.get(), flow.actions.clone()));
-        Ok((Handle(handle), level))
+        Ok((Handle(handle), Done::at(level)))
     }
 
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Level, PutError> {
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
         let mut script = self.operate("replace");
         if let Some(error) = script.replace_answers.pop_front() {
             return Err(error);
@@ -76,7 +94,7 @@ impl Backend for Scripted {
         let rule = script.rules.get_mut(&handle.0).expect("a rule that is replaced is there");
         assert_eq!(rule.0, *flow.matching);
         *rule = (*flow.matching, flow.mark.0.get(), flow.actions.clone());
-        Ok(script.caps.level)
+        Ok(Done::at(script.caps.level))
     }
 
     fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
@@ -99,18 +117,20 @@ impl Backend for Scripted {
         Generation(self.0.lock().unwrap().generation)
     }
 
-    fn flush(&mut self) -> Result<(), FlushError> {
+    fn flush(&mut self, handles: &[Handle]) -> Result<(), FlushError> {
         let mut script = self.operate("flush");
         if script.flush_fails {
             return Err(FlushError("not at once".to_owned()));
         }
-        script.rules.clear();
+        script.rules.retain(|handle, _| !handles.contains(&Handle(*handle)));
         Ok(())
     }
+}
 
-    fn fence(&self) -> Fence {
-        self.1.clone()
-    }
+/// A device of `script`.
+fn scripted(script: &Arc<Mutex<Script>>, fence: &Fence) -> impl backend::Device + use<> {
+    let (caps, script) = (script.lock().unwrap().caps.clone(), Arc::clone(script));
+    Of(caps, fence.clone(), move || Box::new(Scripted(Arc::clone(&script))) as Box<dyn Backend>)
 }
 
 struct World {
@@ -129,6 +149,7 @@ impl World {
             name: "scripted",
             fields: Mask::EXACT,
             level: Level::Full,
+            actions: ActionSet::ALL,
             capacity: None,
             mark_bits: 8,
             replace_in_place: true,
@@ -151,8 +172,8 @@ impl World {
         let mut config = OffloadConfig::default();
         adjust(&mut script, &mut config);
         let (script, fence) = (Arc::new(Mutex::new(script)), Fence::default());
-        let backend = Box::new(Scripted(Arc::clone(&script), fence.clone()));
-        let (offload, worker) = Offload::assemble(backend, &config);
+        let device = scripted(&script, &fence);
+        let (offload, worker) = Offload::assemble(&device, Instant::now(), &config);
         let agent = Arc::new(offload.agent(0, Box::new(|| {})));
         let ring = Arc::new(RxProgress::new(64));
         offload.port_added(port(1), vec![Arc::clone(&ring)]);
@@ -854,17 +875,14 @@ fn stopping_removes_every_rule_even_where_the_device_cannot_flush() {
 
 #[test]
 fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
-    struct Hanging(Scripted, std::sync::mpsc::Receiver<()>);
+    struct Hanging(Scripted, Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
     impl Backend for Hanging {
-        fn capabilities(&self) -> BackendCaps {
-            self.0.capabilities()
-        }
-        fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError> {
+        fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
             // Until the test is over.
-            let _ = self.1.recv();
+            let _ = self.1.lock().unwrap().recv();
             self.0.put(flow)
         }
-        fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Level, PutError> {
+        fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
             self.0.replace(handle, flow)
         }
         fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
@@ -876,17 +894,18 @@ fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
         fn generation(&mut self) -> Generation {
             self.0.generation()
         }
-        fn flush(&mut self) -> Result<(), FlushError> {
-            self.0.flush()
-        }
-        fn fence(&self) -> Fence {
-            self.0.fence()
+        fn flush(&mut self, handles: &[Handle]) -> Result<(), FlushError> {
+            self.0.flush(handles)
         }
     }
     let world = World::new(|_, _| {});
     let (let_go, held) = std::sync::mpsc::channel();
-    let scripted = Scripted(Arc::clone(&world.script), Fence::default());
-    let offload = Offload::start(Box::new(Hanging(scripted, held)), OffloadConfig::default()).unwrap();
+    let (script, held) = (Arc::clone(&world.script), Arc::new(Mutex::new(held)));
+    let caps = script.lock().unwrap().caps.clone();
+    let hanging = Of(caps, Fence::default(), move || {
+        Box::new(Hanging(Scripted(Arc::clone(&script)), Arc::clone(&held))) as Box<dyn Backend>
+    });
+    let offload = Offload::start(&hanging, Instant::now(), OffloadConfig::default()).unwrap();
     offload.port_added(port(1), vec![]);
     let agent = offload.agent(0, Box::new(|| {}));
     let cell = world.adopt_for(&agent, 1, output(1), 1);
@@ -935,8 +954,8 @@ fn questions_to_a_worker_that_is_gone_are_cancelled() {
 #[test]
 fn a_worker_thread_offloads_and_stops_clean() {
     let world = World::new(|_, _| {});
-    let scripted = Scripted(Arc::clone(&world.script), Fence::default());
-    let offload = Offload::start(Box::new(scripted), OffloadConfig::default()).unwrap();
+    let device = scripted(&world.script, &Fence::default());
+    let offload = Offload::start(&device, Instant::now(), OffloadConfig::default()).unwrap();
     offload.port_added(port(1), vec![]);
     let agent = offload.agent(0, Box::new(|| {}));
     let cells: Vec<_> = (1..=100).map(|i| world.adopt_for(&agent, i, output(1), 1)).collect();

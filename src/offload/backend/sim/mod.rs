@@ -11,14 +11,16 @@ mod parse;
 mod table;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
-    Backend, BackendCaps, DeleteError, Fence, FlushError, Generation, Handle, Install, OpenError, Opened, PutError,
-    StatsError,
+    ActionSet, Backend, BackendCaps, DeleteError, Device, Done, Fence, FlushError, Generation, Handle, Install,
+    OpenError, PortCounts, PutError, StatsError,
 };
-use crate::flow::Mask;
+use crate::flow::{Mask, PortNo};
 use crate::offload::state::{FlowStats, Level};
+use crate::port::{PortInfo, RxQueue};
 
 pub use nic::Nic;
 
@@ -90,28 +92,77 @@ impl Options {
     }
 }
 
-/// A NIC and the worker's end of it.
-pub fn open(options: Options) -> Opened {
-    let nic = Nic::new();
-    Opened { backend: Box::new(Device::new(Arc::clone(&nic), options, Box::new(spend))), front: nic }
+/// A simulated NIC.
+pub fn open(options: Options, epoch: Instant) -> Arc<dyn Device> {
+    Arc::new(Sim::new(Nic::new(epoch), options))
 }
 
 /// How time passes in a device: called with the time that an operation takes.
-pub type Pace = Box<dyn FnMut(Duration) + Send>;
+pub type Pace = fn(Duration);
 
-/// The worker's end of a simulated NIC.
-pub struct Device {
+/// A simulated NIC as the daemon holds it.
+pub struct Sim {
     nic: Arc<Nic>,
-    options: Options,
+    options: Arc<Options>,
+    next: Arc<AtomicU64>,
     pace: Pace,
-    next: u64,
 }
 
-impl Device {
-    pub fn new(nic: Arc<Nic>, options: Options, pace: Pace) -> Device {
-        Device { nic, options, pace, next: 1 }
+impl Sim {
+    pub fn new(nic: Arc<Nic>, options: Options) -> Sim {
+        Sim { nic, options: Arc::new(options), next: Arc::new(AtomicU64::new(1)), pace: spend }
+    }
+}
+
+impl Device for Sim {
+    fn capabilities(&self) -> BackendCaps {
+        BackendCaps {
+            name: "sim",
+            fields: Mask::EXACT,
+            level: Level::Mark,
+            actions: ActionSet::NONE,
+            capacity: Some(self.options.capacity),
+            mark_bits: self.options.mark_bits,
+            replace_in_place: self.options.replace,
+        }
     }
 
+    fn channel(&self) -> Box<dyn Backend> {
+        Box::new(Channel {
+            nic: Arc::clone(&self.nic),
+            options: Arc::clone(&self.options),
+            next: Arc::clone(&self.next),
+            pace: self.pace,
+        })
+    }
+
+    fn fence(&self) -> Fence {
+        self.nic.fence()
+    }
+
+    fn restart(&self) -> Result<(), FlushError> {
+        self.nic.change().clear();
+        Ok(())
+    }
+
+    fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue> {
+        self.nic.wrap_rx(port, queue)
+    }
+
+    fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
+        self.nic.port_counts(port)
+    }
+}
+
+/// A worker's end of a simulated NIC.
+pub struct Channel {
+    nic: Arc<Nic>,
+    options: Arc<Options>,
+    next: Arc<AtomicU64>,
+    pace: Pace,
+}
+
+impl Channel {
     fn operate(&mut self) {
         if !self.options.operation.is_zero() {
             (self.pace)(self.options.operation);
@@ -119,22 +170,10 @@ impl Device {
     }
 }
 
-impl Backend for Device {
-    fn capabilities(&self) -> BackendCaps {
-        BackendCaps {
-            name: "sim",
-            fields: Mask::EXACT,
-            level: Level::Mark,
-            capacity: Some(self.options.capacity),
-            mark_bits: self.options.mark_bits,
-            replace_in_place: self.options.replace,
-        }
-    }
-
-    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Level), PutError> {
+impl Backend for Channel {
+    fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
         self.operate();
-        let handle = Handle(self.next);
-        self.next += 1;
+        let handle = Handle(self.next.fetch_add(1, Ordering::Relaxed));
         let mut table = self.nic.change();
         if table.len() >= self.options.capacity {
             return Err(PutError::NoRoom);
@@ -142,13 +181,13 @@ impl Backend for Device {
         if !table.insert(handle, flow.matching, flow.mark) {
             return Err(PutError::Device("a rule with the same match is there already".to_owned()));
         }
-        Ok((handle, Level::Mark))
+        Ok((handle, Done::at(Level::Mark)))
     }
 
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Level, PutError> {
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
         self.operate();
         if self.nic.change().set_mark(handle, flow.mark) {
-            Ok(Level::Mark)
+            Ok(Done::at(Level::Mark))
         } else {
             Err(PutError::Device("no such rule".to_owned()))
         }
@@ -170,14 +209,13 @@ impl Backend for Device {
         Generation(self.nic.resets())
     }
 
-    fn flush(&mut self) -> Result<(), FlushError> {
+    fn flush(&mut self, handles: &[Handle]) -> Result<(), FlushError> {
         self.operate();
-        self.nic.change().clear();
+        let mut table = self.nic.change();
+        for handle in handles {
+            table.remove(*handle);
+        }
         Ok(())
-    }
-
-    fn fence(&self) -> Fence {
-        self.nic.fence()
     }
 }
 
@@ -203,7 +241,7 @@ mod tests {
     fn the_simulated_nic_keeps_the_contract_of_backends() {
         for replace in [true, false] {
             let options = Options { capacity: contract::CAPACITY, replace, ..Options::default() };
-            contract::check(|| Box::new(Device::new(Nic::new(), options.clone(), Box::new(spend))));
+            contract::check(|| Arc::new(Sim::new(Nic::new(Instant::now()), options.clone())));
         }
     }
 
@@ -227,21 +265,6 @@ mod tests {
         assert!(
             "sim,preset".parse::<BackendSpec>().unwrap_err().to_string().contains("\"preset\" is not option=value")
         );
-        assert!(matches!(open(&"asic".parse().unwrap()), Err(OpenError::Kind(_))));
-    }
-
-    #[test]
-    fn an_operation_takes_the_time_of_its_preset() {
-        let spent = Arc::new(std::sync::Mutex::new(Duration::ZERO));
-        let pace = {
-            let spent = Arc::clone(&spent);
-            Box::new(move |time| *spent.lock().unwrap() += time)
-        };
-        let options = Options { operation: Duration::from_micros(200), ..Options::default() };
-        let mut device = Device::new(Nic::new(), options, pace);
-        for i in 1..=5 {
-            contract::put(&mut device, i).unwrap();
-        }
-        assert_eq!(*spent.lock().unwrap(), Duration::from_millis(1));
+        assert!(matches!(open(&"asic".parse().unwrap(), Instant::now()), Err(OpenError::Kind(_))));
     }
 }

@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::parse;
 use super::table::Table;
 use crate::flow::PortNo;
-use crate::offload::backend::{Fence, Front, PortCounts};
+use crate::offload::backend::{Fence, PortCounts};
 use crate::packet::{Packet, Pool};
 use crate::port::{PortInfo, RxQueue};
 
@@ -41,13 +41,14 @@ struct Counters {
 }
 
 impl Nic {
-    pub fn new() -> Arc<Nic> {
+    /// `epoch`: what the nanoseconds of its counts begin at.
+    pub fn new(epoch: Instant) -> Arc<Nic> {
         Arc::new_cyclic(|me| Nic {
             table: RwLock::default(),
             ports: Mutex::default(),
             fence: Fence::default(),
             resets: AtomicU64::new(0),
-            epoch: Instant::now(),
+            epoch,
             me: Weak::clone(me),
         })
     }
@@ -100,6 +101,24 @@ impl Nic {
         counters
     }
 
+    pub fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue> {
+        // The queue keeps the NIC, and with it the table, for as long as it is polled.
+        let Some(nic) = self.me.upgrade() else { return queue };
+        Box::new(Wrapped { queue, counters: self.counters(port.number), nic, scratch: Vec::new() })
+    }
+
+    pub fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
+        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
+        let counters = ports.get(&port)?.upgrade()?;
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Some(PortCounts {
+            hits: read(&counters.hits),
+            misses: read(&counters.misses),
+            busy: read(&counters.busy),
+            ..PortCounts::default()
+        })
+    }
+
     fn try_look(&self) -> Option<RwLockReadGuard<'_, Table>> {
         for _ in 0..TRIES {
             match self.table.try_read() {
@@ -112,21 +131,6 @@ impl Nic {
     }
 }
 
-impl Front for Nic {
-    fn wrap_rx(&self, port: &PortInfo, queue: Box<dyn RxQueue>) -> Box<dyn RxQueue> {
-        // The queue keeps the NIC, and with it the table, for as long as it is polled.
-        let Some(nic) = self.me.upgrade() else { return queue };
-        Box::new(Wrapped { queue, counters: self.counters(port.number), nic, scratch: Vec::new() })
-    }
-
-    fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
-        let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let counters = ports.get(&port)?.upgrade()?;
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Some(PortCounts { hits: read(&counters.hits), misses: read(&counters.misses), busy: read(&counters.busy) })
-    }
-}
-
 /// A receive queue behind the NIC.
 struct Wrapped {
     queue: Box<dyn RxQueue>,
@@ -136,19 +140,19 @@ struct Wrapped {
 }
 
 impl RxQueue for Wrapped {
-    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
-        self.queue.receive(now, pool, into)?;
+    fn receive(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
+        let taken = self.queue.receive(now, pool, into)?;
         if into.is_empty() {
-            return Ok(());
+            return Ok(taken);
         }
         if self.nic.fence.is_raised() {
             into.iter_mut().for_each(|packet| packet.meta.mark = None);
-            return Ok(());
+            return Ok(taken);
         }
         let all = into.len() as u64;
         let Some(table) = self.nic.try_look() else {
             self.counters.busy.fetch_add(all, Ordering::Relaxed);
-            return Ok(());
+            return Ok(taken);
         };
         let now_ns = now.saturating_duration_since(self.nic.epoch).as_nanos() as u64;
         let mut hits = 0;
@@ -163,7 +167,7 @@ impl RxQueue for Wrapped {
         drop(table);
         self.counters.hits.fetch_add(hits, Ordering::Relaxed);
         self.counters.misses.fetch_add(all - hits, Ordering::Relaxed);
-        Ok(())
+        Ok(taken)
     }
 
     fn readable(&self) -> Option<BorrowedFd<'_>> {
@@ -183,8 +187,8 @@ impl RxQueue for Wrapped {
 mod tests {
     use super::*;
     use crate::flow::{Actions, Field, Key, Mask, Match};
-    use crate::offload::backend::sim::{Device, Options};
-    use crate::offload::backend::{Backend, Handle, Install};
+    use crate::offload::backend::sim::{Options, Sim};
+    use crate::offload::backend::{Backend, Device, Handle, Install};
     use crate::offload::mark::Mark;
     use crate::offload::state::{FlowStats, Level};
     use crate::port::Kind;
@@ -193,10 +197,10 @@ mod tests {
     struct Wire(Vec<Vec<u8>>);
 
     impl RxQueue for Wire {
-        fn receive(&mut self, _: Instant, _: &mut Pool, into: &mut Vec<Packet>) -> io::Result<()> {
+        fn receive(&mut self, _: Instant, _: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
             into.extend(self.0.iter().map(|frame| Packet::from_bytes(frame)));
             into.iter_mut().for_each(|packet| packet.meta.in_port = PortNo(1));
-            Ok(())
+            Ok(into.len())
         }
 
         fn readable(&self) -> Option<BorrowedFd<'_>> {
@@ -217,7 +221,7 @@ mod tests {
         Match::new(&key, &mask)
     }
 
-    fn put(device: &mut Device, matching: &Match, mark: u32) -> Handle {
+    fn put(device: &mut Box<dyn Backend>, matching: &Match, mark: u32) -> Handle {
         let (actions, mark) = (Actions::drop(), Mark::new(mark).unwrap());
         device.put(Install { matching, actions: &actions, mark, level: Level::Mark, in_port: None }).unwrap().0
     }
@@ -235,9 +239,9 @@ mod tests {
         }
     }
 
-    fn wired(frames: Vec<Vec<u8>>) -> (Arc<Nic>, Device, impl FnMut() -> Vec<Option<u32>>) {
-        let nic = Nic::new();
-        let device = Device::new(Arc::clone(&nic), Options::default(), Box::new(|_| {}));
+    fn wired(frames: Vec<Vec<u8>>) -> (Arc<Nic>, Box<dyn Backend>, impl FnMut() -> Vec<Option<u32>>) {
+        let nic = Nic::new(Instant::now());
+        let device = Sim::new(Arc::clone(&nic), Options::default()).channel();
         let mut queue = nic.wrap_rx(&info(), Box::new(Wire(frames)));
         let receive = move || {
             let mut packets = Vec::new();
@@ -256,7 +260,7 @@ mod tests {
         let mut counts = Vec::new();
         device.stats(&[handle], &mut counts).unwrap();
         assert_eq!((counts[0].packets, counts[0].bytes), (2, 120));
-        assert_eq!(nic.port_counts(PortNo(1)), Some(PortCounts { hits: 2, misses: 4, busy: 0 }));
+        assert_eq!(nic.port_counts(PortNo(1)), Some(PortCounts { hits: 2, misses: 4, ..PortCounts::default() }));
         assert_eq!(device.delete(handle).map(|counts| counts.packets), Ok(2));
         assert_eq!(device.delete(handle), Ok(FlowStats::default()));
         assert_eq!(receive(), [None; 3]);
@@ -264,15 +268,12 @@ mod tests {
 
     #[test]
     fn a_port_that_is_added_again_counts_anew_whatever_the_worker_has_heard_of_it() {
-        let (nic, mut device, mut receive) = wired(vec![frame(1)]);
-        device.port_added(&info());
+        let (nic, _device, mut receive) = wired(vec![frame(1)]);
         receive();
         assert_eq!(nic.port_counts(PortNo(1)).map(|counts| counts.misses), Some(1));
         drop(receive);
         assert_eq!(nic.port_counts(PortNo(1)), None);
         let mut again = nic.wrap_rx(&info(), Box::new(Wire(vec![frame(1)])));
-        device.port_removed(PortNo(1));
-        device.port_added(&info());
         again.receive(Instant::now(), &mut Pool::new(), &mut Vec::new()).unwrap();
         assert_eq!(nic.port_counts(PortNo(1)).map(|counts| counts.misses), Some(1));
     }
@@ -285,14 +286,14 @@ mod tests {
         assert_eq!(receive(), [None]);
         drop(changing);
         assert_eq!(receive(), [Some(7)]);
-        assert_eq!(nic.port_counts(PortNo(1)), Some(PortCounts { hits: 1, misses: 0, busy: 1 }));
+        assert_eq!(nic.port_counts(PortNo(1)), Some(PortCounts { hits: 1, busy: 1, ..PortCounts::default() }));
     }
 
     #[test]
     fn behind_a_raised_fence_no_packet_carries_a_mark() {
-        let (_nic, mut device, mut receive) = wired(vec![frame(1)]);
+        let (nic, mut device, mut receive) = wired(vec![frame(1)]);
         put(&mut device, &to(1), 7);
-        device.fence().raise();
+        nic.fence().raise();
         assert_eq!(receive(), [None]);
     }
 
