@@ -9,6 +9,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::offload::Wanted;
+use crate::offload::crew::WORKERS;
 use crate::port::PortSpec;
 
 /// The most flows that may be configured: 10 million need about 5 GB.
@@ -94,7 +96,14 @@ struct RawSlowpath {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct RawOffload {
     device: Option<String>,
+    enabled: Option<bool>,
+    threads: Option<usize>,
     queue_limit: Option<usize>,
+    min_packets: Option<usize>,
+    min_age: Option<String>,
+    min_rate: Option<usize>,
+    operation_rate: Option<usize>,
+    patience: Option<String>,
 }
 
 /// What is true: everything checked, everything filled in.
@@ -120,7 +129,12 @@ pub struct Config {
     pub mac_limit: usize,
     /// `None`: no device.
     pub device: Option<String>,
+    /// Workers that talk to the device.
+    pub offload_threads: usize,
     pub queue_limit: usize,
+    /// How long an operation may take before the device is held to hang.
+    pub offload_patience: Duration,
+    pub offload: Wanted,
 }
 
 /// The rules to start with.
@@ -226,6 +240,21 @@ impl Config {
             device: (device != "none").then_some(device),
             // Some tens of milliseconds of a fast device's work.
             queue_limit: in_range("offload.queue-limit", offload.queue_limit, 65_536, 1, MAX_FLOW_LIMIT)?,
+            // One keeps up with all but the fastest devices.
+            offload_threads: in_range("offload.threads", offload.threads, 1, 1, WORKERS)?,
+            // A thousand times what the slowest of healthy devices take.
+            offload_patience: duration("offload.patience", offload.patience, Duration::from_secs(5))?,
+            // Everything at once: whoever has a small device lets the policy choose.
+            offload: Wanted {
+                enabled: offload.enabled.unwrap_or(true),
+                min_packets: in_range("offload.min-packets", offload.min_packets, 0, 0, usize::MAX)? as u64,
+                min_age: match offload.min_age.as_deref() {
+                    None | Some("0" | "0s") => Duration::ZERO,
+                    Some(_) => duration("offload.min-age", offload.min_age, Duration::ZERO)?,
+                },
+                min_rate: in_range("offload.min-rate", offload.min_rate, 0, 0, usize::MAX)? as u64,
+                operation_rate: in_range("offload.operation-rate", offload.operation_rate, 0, 0, usize::MAX)? as u64,
+            },
         })
     }
 }
@@ -343,7 +372,14 @@ mod tests {
             "mac-ageing",
             "mac-limit",
             "device",
+            "enabled",
+            "threads",
             "queue-limit",
+            "min-packets",
+            "min-age",
+            "min-rate",
+            "operation-rate",
+            "patience",
         ];
         for key in keys {
             let shown = |line: &str| {

@@ -35,7 +35,7 @@ use crate::demo::Demo;
 use crate::flow::PortNo;
 use crate::flow::text::PortNames as _;
 use crate::offload::backend::{self, BackendSpec};
-use crate::offload::{Offload, OffloadConfig};
+use crate::offload::{Offload, OffloadConfig, ResumeError};
 use crate::port::PortSpec;
 use crate::slowpath::{Options, Slowpath};
 use crate::telemetry::log as logging;
@@ -132,8 +132,14 @@ impl Daemon {
             Some(text) => {
                 let spec: BackendSpec = text.parse()?;
                 let device = backend::open(&spec, epoch)?;
-                let wanted = OffloadConfig { queue_limit: config.queue_limit, ..OffloadConfig::default() };
-                (Offload::start(&*device, epoch, wanted).context("offload worker")?, Some(device))
+                let offload = OffloadConfig {
+                    threads: config.offload_threads,
+                    queue_limit: config.queue_limit,
+                    patience: config.offload_patience,
+                    wanted: config.offload,
+                    ..OffloadConfig::default()
+                };
+                (Offload::start(Arc::clone(&device), epoch, offload).context("offload worker")?, Some(device))
             }
         };
         let shared =
@@ -217,6 +223,7 @@ impl Daemon {
     fn tick(&self, now: Instant) {
         self.slowpath.expire(now);
         self.switch.refresh_ports();
+        self.switch.offload.watch(now);
     }
 
     fn hear(self: &Arc<Self>, report: Report) {
@@ -243,6 +250,10 @@ impl Daemon {
         self.switch.shared.set_flow_limit(config.flow_limit);
         self.switch.shared.set_max_idle(config.max_idle);
         self.switch.shared.busy_poll.store(config.busy_poll, Ordering::Relaxed);
+        self.switch.offload.set(&config.offload);
+        if let Err(error) = self.switch.offload.set_threads(config.offload_threads) {
+            log::error!(target: "daemon", "reload: offload.threads: {error}");
+        }
         let gone = current.ports.iter().filter(|spec| !config.ports.contains(spec));
         for number in gone.filter_map(|spec| self.switch.port_number(&spec.name)).collect::<Vec<_>>() {
             self.remove_port(number);
@@ -337,6 +348,16 @@ impl Daemon {
         block_on(self.switch.remove_port(port))
     }
 
+    /// Restarts a device that hung or failed and has every flow ask for it anew. `false`: it is not off. For threads that may
+    /// sleep.
+    pub fn resume_offload(&self) -> Result<bool, ResumeError> {
+        let resumed = self.switch.offload.resume()?;
+        if resumed {
+            block_on(self.switch.renew_agents());
+        }
+        Ok(resumed)
+    }
+
     /// The reverse of the building: first no more packets, then no rules in the device. Answers with how many those were.
     fn take_down(&self) -> usize {
         self.switch.stop();
@@ -370,6 +391,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("slowpath.mac-limit", old.mac_limit != new.mac_limit),
         ("offload.device", old.device != new.device),
         ("offload.queue-limit", old.queue_limit != new.queue_limit),
+        ("offload.patience", old.offload_patience != new.offload_patience),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
 }

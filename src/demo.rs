@@ -61,8 +61,8 @@ impl Demo {
             daemon.switch.shared.flows(),
             offload.marks.in_use,
             offload.queue.depth,
-            offload.latency.p50_ns as f64 / 1e3,
-            offload.latency.p99_ns as f64 / 1e3,
+            offload.latency.all.p50_ns as f64 / 1e3,
+            offload.latency.all.p99_ns as f64 / 1e3,
         ))?;
         self.last = reading;
         Ok(())
@@ -86,9 +86,9 @@ impl Demo {
         say(&format!("  rules in device    {:>12}", offload.rules));
         say(&format!(
             "  offload latency    p50 {:.1} us, p99 {:.1} us, max {:.1} us ({} operations)",
-            offload.latency.p50_ns as f64 / 1e3,
-            offload.latency.p99_ns as f64 / 1e3,
-            offload.latency.max_ns as f64 / 1e3,
+            offload.latency.all.p50_ns as f64 / 1e3,
+            offload.latency.all.p99_ns as f64 / 1e3,
+            offload.latency.all.max_ns as f64 / 1e3,
             offload.operations.total()
         ));
     }

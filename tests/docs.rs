@@ -11,8 +11,8 @@ use offloadctl::Client;
 use offloadd::config::Args;
 use offloadd::datapath::counters::{Fate, Lookup};
 use offloadd::flow::text::{format_actions, format_match, parse_actions, parse_flow};
+use offloadd::offload::Reason;
 use offloadd::offload::backend;
-use offloadd::offload::state::Refusal;
 use offloadd::port::Kind;
 use offloadd::slowpath::text::{format_rule, parse_rule};
 use rustix::process::{Pid, Signal, kill_process};
@@ -207,7 +207,7 @@ fn every_count_and_refusal_is_told_of() {
         .into_iter()
         .map(|(words, _)| words.join(" "))
         .collect();
-    assert_eq!(refusals, Refusal::ALL.map(|refusal| refusal.to_string()));
+    assert_eq!(refusals, Reason::ALL.map(|reason| reason.to_string()));
 }
 
 /// A key of the example configuration.

@@ -181,7 +181,7 @@ impl Bench {
         let stage = Stage::new();
         let nic = Nic::new(Instant::now());
         let device = Arc::new(Sim::new(Arc::clone(&nic), NicOptions::default()));
-        let offload = Offload::start(&*device, Instant::now(), OffloadConfig::default()).unwrap();
+        let offload = Offload::start(device.clone(), Instant::now(), OffloadConfig::default()).unwrap();
         let slowpath = Arc::new(Slowpath::new(Options { stations: 100, ageing: PATIENCE }));
         let shared = Shared::new(Arc::clone(&slowpath), offload.started(), 1_000, PATIENCE, false);
         let reports = Reports { channel: mpsc::channel().0, wake: Arc::new(|| ()) };

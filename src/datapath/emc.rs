@@ -164,6 +164,7 @@ mod tests {
                 bound: None,
                 credited: Default::default(),
                 cleared: Default::default(),
+                pace: Default::default(),
             };
             flows.insert(flow, Actions::drop(), 0);
         }

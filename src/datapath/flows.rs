@@ -6,7 +6,7 @@
 //! A number is used again after its flow died; its generation is not. Whoever keeps a number keeps a [`FlowRef`], and
 //! [`Flows::is_live`] tells a flow from its successor.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::execute::Way;
 use crate::flow::{Actions, Match, Ufid};
@@ -86,6 +86,33 @@ pub struct Flow {
     pub credited: FlowStats,
     /// What the device had counted when the counts were last set to 0.
     pub cleared: FlowStats,
+    pub pace: Pace,
+}
+
+/// How fast a flow's packets come, by the sweeps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    seen: Option<(u64, Instant)>,
+    /// Packets a second between the last two looks; `None` before there were two.
+    pub rate: Option<u64>,
+}
+
+impl Pace {
+    /// Looks so close together say little, and are passed over.
+    const LEAST: Duration = Duration::from_millis(200);
+
+    /// The flow has carried `packets` by `now`.
+    pub fn observe(&mut self, packets: u64, now: Instant) {
+        let Some((before, then)) = self.seen else {
+            self.seen = Some((packets, now));
+            return;
+        };
+        let time = now.saturating_duration_since(then);
+        if time >= Pace::LEAST {
+            self.rate = Some((packets.saturating_sub(before) as f64 / time.as_secs_f64()).round() as u64);
+            self.seen = Some((packets, now));
+        }
+    }
 }
 
 impl Flow {
@@ -206,6 +233,26 @@ impl Flows {
         self.flows.get_mut(index as usize)?.as_mut()
     }
 
+    /// What of the device's counts has been credited to the flow's rules.
+    pub fn credited_of_device(&self, index: u32) -> FlowStats {
+        let (hot, Some(flow)) = (self.hot(index), self.get(index)) else { return FlowStats::default() };
+        FlowStats {
+            packets: (flow.credited.packets + flow.cleared.packets).saturating_sub(hot.packets),
+            bytes: (flow.credited.bytes + flow.cleared.bytes).saturating_sub(hot.bytes),
+            used_ns: flow.credited.used_ns,
+        }
+    }
+
+    /// Makes the device's counts the flow's own: its cell is about to be replaced by one that has none.
+    pub fn keep_device_counts(&mut self, index: u32) {
+        let all = self.stats(index);
+        let hot = self.hot_mut(index);
+        (hot.packets, hot.bytes, hot.used_ns) = (all.packets, all.bytes, all.used_ns);
+        if let Some(flow) = self.get_mut(index) {
+            flow.cleared = FlowStats::default();
+        }
+    }
+
     /// Packets, bytes and last use, the device's included.
     pub fn stats(&self, index: u32) -> FlowStats {
         let hot = self.hot(index);
@@ -236,6 +283,7 @@ mod tests {
             bound: None,
             credited: FlowStats::default(),
             cleared: FlowStats::default(),
+            pace: Pace::default(),
         }
     }
 

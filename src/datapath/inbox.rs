@@ -3,6 +3,7 @@
 //! Short requests are answered at once. Those that concern many flows are [`Job`]s: a slice between two batches, so
 //! that no packet waits for them.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use futures_channel::oneshot;
@@ -14,7 +15,7 @@ use super::poller::Receiver;
 use super::table::Maker;
 use crate::flow::{Actions, Field, Match, PortNo, Ufid};
 use crate::offload::mark::Mark;
-use crate::offload::{FlowStats, Standing};
+use crate::offload::{Agent, FlowStats, Standing, Trouble};
 
 /// Flows that a job looks at between two batches.
 pub const SLICE: u32 = 128;
@@ -38,6 +39,8 @@ pub enum Message {
     Flush(Option<PortNo>, oneshot::Sender<usize>),
     /// One page of flows, from a flow number on.
     Dump(u32, oneshot::Sender<Page>),
+    /// The device was restarted: from now on this is the way to it.
+    NewAgent(Box<Agent>, oneshot::Sender<()>),
     Stop,
 }
 
@@ -89,6 +92,12 @@ pub struct FlowView {
     pub by_hand: bool,
     /// `None` when there is no device.
     pub standing: Option<Standing>,
+    /// Why it is not as far in the device as it could be.
+    pub trouble: Option<Arc<Trouble>>,
+    /// The device has been seen to match a packet of it since it was last put.
+    pub confirmed: bool,
+    /// When the device's counts were read, in nanoseconds on the datapath's clock; 0 = not since it was last put.
+    pub read_ns: u64,
     pub mark: Option<Mark>,
 }
 
@@ -219,7 +228,10 @@ impl Pipeline {
             stats: self.table.flows.stats(index),
             tcp_flags: hot.tcp_flags,
             by_hand: flow.is_by_hand(),
-            standing: flow.cell.as_ref().map(|cell| cell.standing()),
+            standing: self.table.standing(flow),
+            trouble: self.table.trouble(flow),
+            confirmed: flow.cell.as_ref().is_some_and(|cell| cell.is_confirmed()),
+            read_ns: flow.cell.as_ref().map_or(0, |cell| cell.read_ns()),
             mark: flow.bound,
         })
     }

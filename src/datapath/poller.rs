@@ -151,6 +151,7 @@ impl Poller {
     /// What is done between batches, a little at a time.
     pub fn chores(&mut self, now: Instant) -> ControlFlow<()> {
         self.pipeline.table.take_events();
+        self.pipeline.table.chores(now);
         for _ in 0..MESSAGES {
             match self.inbox.pop() {
                 Some(message) => self.obey(now, message)?,
@@ -163,7 +164,7 @@ impl Poller {
             self.jobs.push_back(rest);
         }
         let slowpath = &self.pipeline.shared.slowpath;
-        let epochs = (slowpath.epoch(), slowpath.stations_epoch());
+        let epochs = (self.pipeline.epoch(), slowpath.stations_epoch());
         if self.epochs != epochs {
             self.epochs = epochs;
             self.sweep.hasten(now);
@@ -196,6 +197,10 @@ impl Poller {
             Message::Get(which, reply) => drop(reply.send(pipeline.get_flow(&which))),
             Message::Flush(port, done) => self.jobs.push_back(Job::delete(pipeline, port, done)),
             Message::Dump(from, reply) => drop(reply.send(pipeline.page(from))),
+            Message::NewAgent(agent, done) => {
+                pipeline.table.set_agent(*agent);
+                let _ = done.send(());
+            }
             Message::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
@@ -203,7 +208,7 @@ impl Poller {
 
     /// Sleeps until there is something to do. Nothing is slept through: the doorbell is armed before the last look.
     fn sleep(&mut self) {
-        if !self.jobs.is_empty() || self.sweep.is_under_way() {
+        if !self.jobs.is_empty() || self.sweep.is_under_way() || self.pipeline.table.has_chores() {
             return;
         }
         self.doorbell.about_to_sleep();

@@ -1,13 +1,17 @@
 //! The sweep: every half second a poller looks at each of its flows, a slice at a time between batches.
 //!
 //! For each flow: what came since the last look is credited to its rules, and keeps its sender's station fresh; a flow
-//! without packets for too long is deleted; one whose rule, port or station changed is decided anew; one that the
-//! device refused for a passing reason is asked for again.
+//! without packets for too long is deleted; one whose rule, port or station changed is decided anew; one that was not worth
+//! offloading is considered again.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::pipeline::Pipeline;
-use crate::offload::{FlowStats, Standing, state::Refusal};
+use crate::offload::{FlowStats, Heir};
+use crate::slowpath::Slowpath;
+use crate::slowpath::learn::Station;
+use crate::slowpath::rules::RuleStats;
 
 /// From the start of one sweep to the start of the next.
 pub const PERIOD: Duration = Duration::from_millis(500);
@@ -70,24 +74,34 @@ impl Sweep {
 impl Pipeline {
     /// One flow's share of the sweep.
     fn look_after(&mut self, now: Instant, index: u32, max_idle: Duration) {
-        let Some(flow) = self.table.flows.get(index) else { return };
-        if let Some(cell) = &flow.cell
-            && cell.standing() == Standing::Refused(Refusal::QueueFull)
-        {
-            self.table.ask_again(now, index);
+        let packets = match self.table.flows.get(index) {
+            Some(_) => self.table.flows.hot(index).packets,
+            None => return,
+        };
+        if let Some(flow) = self.table.flows.get_mut(index) {
+            flow.pace.observe(packets, now);
+            if let Some(cell) = &flow.cell {
+                cell.publish_software(packets);
+            }
         }
+        self.table.consider(now, index);
         let Some(flow) = self.table.flows.get(index) else { return };
         if flow.is_by_hand() {
             return;
         }
         let created = flow.created;
         let stations_epoch = flow.stations_epoch;
+        // What only the device sees is known up to its last reading: a flow is as idle as it was then.
+        let known = match (&flow.cell, self.table.is_in_device(flow)) {
+            (Some(cell), true) => self.shared.start + Duration::from_nanos(cell.read_ns()),
+            _ => now,
+        };
         self.credit(now, index);
         let used = match self.table.flows.stats(index).used_ns {
             0 => created,
             nanos => self.shared.start + Duration::from_nanos(nanos),
         };
-        if now.saturating_duration_since(used) > max_idle {
+        if known.saturating_duration_since(used) > max_idle {
             self.counters.doings.deleted_idle.add(1);
             self.delete(now, index);
             return;
@@ -111,6 +125,10 @@ impl Pipeline {
     /// Credits what a flow counted since the last time to the rules that made it, and keeps its sender's station fresh.
     pub fn credit(&mut self, now: Instant, index: u32) {
         let stats = self.table.flows.stats(index);
+        let in_device = self.table.flows.get(index).is_some_and(|flow| self.table.is_in_device(flow));
+        if in_device && let Some(decision) = self.table.flows.get(index).and_then(|flow| flow.decision.as_ref()) {
+            decision.rules.iter().for_each(|rule| rule.is_watched_by_device(now));
+        }
         let Some(flow) = self.table.flows.get_mut(index) else { return };
         let packets = stats.packets.saturating_sub(flow.credited.packets);
         let bytes = stats.bytes.saturating_sub(flow.credited.bytes);
@@ -119,8 +137,9 @@ impl Pipeline {
         }
         flow.credited =
             FlowStats { packets: flow.credited.packets + packets, bytes: flow.credited.bytes + bytes, ..stats };
-        if let Some(decision) = &flow.decision {
-            let used = (self.shared.start + Duration::from_nanos(stats.used_ns)).min(now);
+        if let Some(decision) = self.table.flows.get(index).and_then(|flow| flow.decision.as_ref()) {
+            // The device's word comes late: packets came until now, as far as timeouts are concerned.
+            let used = if in_device { now } else { (self.shared.start + Duration::from_nanos(stats.used_ns)).min(now) };
             for rule in &decision.rules {
                 rule.credit(packets, bytes, used);
             }
@@ -134,11 +153,52 @@ impl Pipeline {
     pub fn delete(&mut self, now: Instant, index: u32) -> Option<FlowStats> {
         self.credit(now, index);
         let stats = self.table.flows.stats(index);
-        let flow = self.table.remove(now, index)?;
+        let heir = self.heir(index);
+        let flow = self.table.remove(now, index, heir)?;
         match flow.is_by_hand() {
             true => self.shared.forget_by_hand(),
             false => self.shared.forget(1),
         }
         Some(stats)
+    }
+
+    /// Who gets what the device will have counted of a flow between now and the moment that it forgets the rule.
+    fn heir(&self, index: u32) -> Option<Arc<dyn Heir>> {
+        let flow = self.table.flows.get(index)?;
+        let decision = flow.decision.as_ref()?;
+        flow.cell.as_ref().filter(|_| self.table.counts_in_device())?;
+        Some(Arc::new(Legacy {
+            slowpath: Arc::clone(&self.shared.slowpath),
+            start: self.shared.start,
+            credited: self.table.flows.credited_of_device(index),
+            rules: decision.rules.clone(),
+            learned: decision.learned,
+        }))
+    }
+}
+
+/// What a dead flow leaves to the rules that made it.
+struct Legacy {
+    slowpath: Arc<Slowpath>,
+    start: Instant,
+    /// What of the device's counts they have already.
+    credited: FlowStats,
+    rules: Vec<Arc<RuleStats>>,
+    learned: Option<Station>,
+}
+
+impl Heir for Legacy {
+    fn inherit(&self, stats: FlowStats) {
+        let tail = stats.since(&self.credited);
+        if tail.packets == 0 && tail.bytes == 0 {
+            return;
+        }
+        let used = self.start + Duration::from_nanos(stats.used_ns);
+        for rule in &self.rules {
+            rule.credit(tail.packets, tail.bytes, used);
+        }
+        if let Some(station) = &self.learned {
+            self.slowpath.refresh(station, used);
+        }
     }
 }

@@ -134,7 +134,7 @@ impl Switch {
             let counters = Arc::new(PollerCounters::default());
             let seeds = Seeds::random();
             let ring = Arc::clone(&doorbell);
-            let agent = offload.has_device().then(|| offload.agent(id as u32, Box::new(move || ring.ring())));
+            let agent = offload.agent(id as u32, Box::new(move || ring.ring()));
             let table = FlowTable::new(seeds.clone(), namer.clone(), agent);
             let pipeline = Pipeline::new(Arc::clone(&shared), Arc::clone(&counters), table, seeds);
             let poller =
@@ -454,6 +454,21 @@ impl Switch {
             deleted += answer.await.unwrap_or(0);
         }
         deleted
+    }
+
+    /// Gives every poller a new way to the device, which was restarted and knows nothing: all flows ask anew.
+    pub async fn renew_agents(&self) {
+        let answers: Vec<_> = (0..self.pollers.len())
+            .filter_map(|id| {
+                let doorbell = Arc::clone(&self.pollers[id].doorbell);
+                let agent = self.offload.agent(id as u32, Box::new(move || doorbell.ring()))?;
+                Some(self.pollers[id].ask(|done| Message::NewAgent(Box::new(agent), done)))
+            })
+            .collect();
+        for answer in answers {
+            // A poller that has stopped has no flows.
+            let _ = answer.await;
+        }
     }
 
     /// A page of one poller's flows, from number `from` on.

@@ -11,12 +11,13 @@
 //! asked first, flows that were decided are made not to overlap it ([`FlowTable::separate`]), and adding one raises the
 //! epoch, so that each flow decided earlier is looked at again before it is next used.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc as StdArc;
 use std::time::Instant;
 
 use super::classifier::Classifier;
 use super::emc::Emc;
-use super::flows::{BY_HAND, Flow, FlowRef, Flows};
+use super::flows::{BY_HAND, Flow, FlowRef, Flows, Pace};
 use super::hash::Seeds;
 use super::inbox::NewFlow;
 use super::marks::Marks;
@@ -24,8 +25,11 @@ use crate::flow::field::FIELDS;
 use crate::flow::{Actions, Key, Mask, Match, Ufid};
 use crate::offload::mark::Mark;
 use crate::offload::state::FlowSlot;
-use crate::offload::{Agent, FlowStats};
+use crate::offload::{Agent, FlowStats, Heir, Level, OffloadCell, Reason, Record, Standing, Trouble};
 use crate::slowpath::Decision;
+
+/// Flows that are looked at between two batches.
+const SLICE: u32 = 128;
 
 /// Flows of one hand-made mask up to which each is told apart by itself; above, by the whole mask.
 const SEPARATE_EACH: usize = 32;
@@ -40,6 +44,10 @@ pub struct FlowTable {
     by_name: HashMap<Ufid, u32, foldhash::fast::RandomState>,
     /// This poller's end of the offload path; `None` when there is no device.
     agent: Option<Agent>,
+    /// Flows that the full offload queue turned away, in the order in which they ask again. Some may be dead by now.
+    turned_away: VecDeque<FlowRef>,
+    /// Where the adoption of all flows by a new agent goes on.
+    adopting: Option<u32>,
     /// Flows made so far.
     births: u64,
     /// Rises with each flow added by hand.
@@ -89,6 +97,8 @@ impl FlowTable {
             decided: Classifier::new(seeds),
             by_name: HashMap::default(),
             agent,
+            turned_away: VecDeque::new(),
+            adopting: None,
             births: 0,
             by_hand_epoch: 0,
             namer,
@@ -136,6 +146,7 @@ impl FlowTable {
             let slot = FlowSlot { index: next.index, generation: next.generation };
             agent.adopt(now, slot, ufid, matching, actions.clone(), number)
         });
+        let turned_away = cell.as_ref().is_some_and(|cell| is_turned_away(cell));
         let (hash, epoch, decision) = match maker {
             Maker::Hand => {
                 self.by_hand_epoch += 1;
@@ -155,8 +166,12 @@ impl FlowTable {
             bound: None,
             credited: FlowStats::default(),
             cleared: FlowStats::default(),
+            pace: Pace::default(),
         };
         self.births += 1;
+        if turned_away {
+            self.turn_away(next);
+        }
         // A name given by hand stays with the flow that it was given to.
         let name = self.by_name.entry(ufid).or_insert(next.index);
         if flow.is_by_hand() {
@@ -165,8 +180,8 @@ impl FlowTable {
         self.flows.insert(flow, actions, epoch)
     }
 
-    /// Takes a flow out of everything; its mark means nothing from now on.
-    pub fn remove(&mut self, now: Instant, index: u32) -> Option<Flow> {
+    /// Takes a flow out of everything; its mark means nothing from now on, and what the device still counts is the heir's.
+    pub fn remove(&mut self, now: Instant, index: u32, heir: Option<StdArc<dyn Heir>>) -> Option<Flow> {
         let reference = self.flows.reference(index);
         let flow = self.flows.remove(index)?;
         let classifier = if flow.is_by_hand() { &mut self.by_hand } else { &mut self.decided };
@@ -178,6 +193,9 @@ impl FlowTable {
             self.marks.unbind(mark, reference);
         }
         if let (Some(agent), Some(cell)) = (&self.agent, &flow.cell) {
+            if let Some(heir) = heir {
+                cell.leave_to(heir);
+            }
             agent.release(now, cell);
         }
         Some(flow)
@@ -191,11 +209,120 @@ impl FlowTable {
         }
     }
 
-    /// Asks the device again for a flow that it refused for a reason that can pass.
-    pub fn ask_again(&self, now: Instant, index: u32) {
-        if let (Some(agent), Some(cell)) = (&self.agent, self.flows.get(index).and_then(|flow| flow.cell.as_ref())) {
-            agent.ask_again(now, cell);
+    /// Asks for a flow that was not worth offloading, or while offload was switched off, if it is by now.
+    pub fn consider(&self, now: Instant, index: u32) {
+        let Some(agent) = &self.agent else { return };
+        let Some(flow) = self.flows.get(index) else { return };
+        let Some(cell) = &flow.cell else { return };
+        if let Standing::Refused(Reason::Policy | Reason::Disabled) = cell.standing() {
+            agent.consider(now, cell, &self.record(now, index, flow));
         }
+    }
+
+    fn record(&self, now: Instant, index: u32, flow: &Flow) -> Record {
+        Record {
+            packets: self.flows.stats(index).packets,
+            age: now.saturating_duration_since(flow.created),
+            rate: flow.pace.rate,
+        }
+    }
+
+    /// Whether the device may forward a flow's packets by itself.
+    pub fn is_in_device(&self, flow: &Flow) -> bool {
+        self.standing(flow) == Some(Standing::Offloaded(Level::Full))
+    }
+
+    /// Whether the device counts packets that no poller sees.
+    pub fn counts_in_device(&self) -> bool {
+        self.agent.as_ref().is_some_and(|agent| agent.level() == Level::Full)
+    }
+
+    /// Where a flow stands on its trip to the device; `None` without a device.
+    pub fn standing(&self, flow: &Flow) -> Option<Standing> {
+        Some(self.agent.as_ref()?.standing(flow.cell.as_ref()?))
+    }
+
+    /// Why a flow is not as far in the device as it could be.
+    pub fn trouble(&self, flow: &Flow) -> Option<StdArc<Trouble>> {
+        self.agent.as_ref()?.trouble(flow.cell.as_ref()?)
+    }
+
+    /// What there is to do beside packets, a little at a time: flows that were turned away ask again while there is room, and
+    /// a new agent adopts.
+    #[inline]
+    pub fn chores(&mut self, now: Instant) {
+        if !self.turned_away.is_empty() {
+            self.ask_again(now);
+        }
+        if let Some(from) = self.adopting {
+            self.adopt_slice(now, from);
+        }
+    }
+
+    /// Whether [`FlowTable::chores`] has something to do that nobody will wake us for.
+    pub fn has_chores(&self) -> bool {
+        self.adopting.is_some()
+    }
+
+    fn turn_away(&mut self, flow: FlowRef) {
+        // Dead flows leave the list when it grows: it is never longer than twice the flows there are, and a few.
+        if self.turned_away.len() > 2 * self.flows.len() + 64 {
+            let flows = &self.flows;
+            self.turned_away.retain(|flow| flows.is_live(*flow));
+        }
+        self.turned_away.push_back(flow);
+    }
+
+    fn ask_again(&mut self, now: Instant) {
+        let Some(agent) = &self.agent else { return self.turned_away.clear() };
+        for _ in 0..SLICE {
+            let Some(next) = self.turned_away.front().copied() else { break };
+            let flow = self.flows.get(next.index).filter(|_| self.flows.is_live(next));
+            if let Some(cell) = flow.and_then(|flow| flow.cell.as_ref()).filter(|cell| is_turned_away(cell)) {
+                if !agent.has_room(cell) {
+                    break;
+                }
+                agent.ask_again(now, cell);
+                if is_turned_away(cell) {
+                    break;
+                }
+            }
+            self.turned_away.pop_front();
+        }
+    }
+
+    /// Replaces this poller's end of the offload path: the device was restarted and knows nothing. No mark means anything from
+    /// now on, and each flow asks anew, a slice at a time.
+    pub fn set_agent(&mut self, agent: Agent) {
+        self.marks = Marks::new();
+        self.turned_away.clear();
+        self.agent = Some(agent);
+        self.adopting = Some(0);
+    }
+
+    fn adopt_slice(&mut self, now: Instant, from: u32) {
+        let slots = self.flows.slots();
+        let to = slots.min(from.saturating_add(SLICE));
+        for index in from..to {
+            let (Some(agent), Some(flow)) = (&self.agent, self.flows.get(index)) else { continue };
+            // One that was born since has a cell of this agent's.
+            let Some(old) = flow.cell.as_ref().filter(|cell| !agent.is_mine(cell)) else { continue };
+            let wants = old.wants();
+            let record = self.record(now, index, flow);
+            let actions = self.flows.hot(index).actions().clone();
+            let cell = agent.adopt(now, old.slot(), flow.ufid, flow.matching, actions, wants.decision);
+            agent.consider(now, &cell, &record);
+            let (turned_away, reference) = (is_turned_away(&cell), self.flows.reference(index));
+            self.flows.keep_device_counts(index);
+            if let Some(flow) = self.flows.get_mut(index) {
+                flow.cell = Some(cell);
+                flow.bound = None;
+            }
+            if turned_away {
+                self.turn_away(reference);
+            }
+        }
+        self.adopting = (to < slots).then_some(to);
     }
 
     /// Binds and unbinds the marks that the offload worker changed since the last call. One load when there are none.
@@ -250,6 +377,10 @@ impl FlowTable {
         }
         true
     }
+}
+
+fn is_turned_away(cell: &OffloadCell) -> bool {
+    cell.standing() == Standing::Refused(Reason::QueueFull)
 }
 
 /// Makes `mask` hold a bit in which `key` differs from `other`; `false` when it differs in none that `other` looks at.
@@ -333,7 +464,7 @@ mod tests {
         table.flows.get_mut(flow.index).unwrap().bound = Some(mark);
         let key = *m.key();
         assert_eq!(table.by_hand.lookup(&key), Some(flow.index));
-        table.remove(Instant::now(), flow.index);
+        table.remove(Instant::now(), flow.index, None);
         assert_eq!(table.by_hand.lookup(&key), None);
         assert_eq!(table.marks.get(mark), None);
         assert!(!table.flows.is_live(flow));

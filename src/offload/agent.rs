@@ -3,14 +3,18 @@
 //! # Thread-safety
 //! An agent belongs to one poller. Its mailbox is filled by the workers. Neither side waits for the other.
 
+use std::sync::Arc as StdArc;
 use std::time::Instant;
 
-use super::Shared;
+use super::crew::Crew;
 use super::queue::Admission;
-use super::state::{Cell, FlowSlot, OffloadCell, Refusal, Standing, Wants, since};
+use super::settings::Record;
+use super::state::{Cell, FlowSlot, Level, OffloadCell, Standing, Wants, since};
+use super::trouble::{Reason, Trouble};
 use crate::flow::{Actions, Match, Ufid};
 use crate::sync::{Arc, AtomicBool, Ordering, fence};
 use crate::sys::stack::{Node, Stack};
+use crate::telemetry::Counter;
 
 /// The link of the inbox.
 pub const INBOX: usize = 2;
@@ -19,17 +23,17 @@ pub const INBOX: usize = 2;
 ///
 /// Release every flow before dropping it; flows that were not stay in the device until a flush.
 pub struct Agent {
-    shared: std::sync::Arc<Shared>,
+    crew: StdArc<Crew>,
     mailbox: Arc<Mailbox>,
 }
 
 impl Agent {
-    pub(super) fn new(shared: std::sync::Arc<Shared>, mailbox: Arc<Mailbox>) -> Agent {
-        Agent { shared, mailbox }
+    pub(super) fn new(crew: StdArc<Crew>, mailbox: Arc<Mailbox>) -> Agent {
+        Agent { crew, mailbox }
     }
 
     /// A new flow: makes its cell and asks for it to be put. What the device is known not to be able to do is refused
-    /// here and now.
+    /// here and now, and so is a flow that is not worth it while it is new.
     pub fn adopt(
         &self,
         now: Instant,
@@ -40,33 +44,85 @@ impl Agent {
         decision: u64,
     ) -> Arc<OffloadCell> {
         let wants = Wants { actions, decision };
-        let mailbox = Arc::clone(&self.mailbox);
-        let cell = Arc::new(Cell::new(slot, ufid, matching, wants, &self.shared.hasher, mailbox));
-        self.ask(now, &cell);
+        let (mailbox, life) = (Arc::clone(&self.mailbox), self.crew.life);
+        let cell = Arc::new(Cell::new(slot, ufid, matching, wants, &self.crew.hasher, mailbox, life));
+        self.consider(now, &cell, &Record::NEW);
         cell
     }
 
     /// The flow's actions changed by decision number `decision`.
     pub fn update(&self, now: Instant, cell: &Arc<OffloadCell>, actions: Actions, decision: u64) {
         cell.want(Wants { actions, decision });
+        // A flow that waits to be worth it, or for offload to be switched on, still does.
+        if !matches!(cell.standing(), Standing::Refused(Reason::Policy | Reason::Disabled)) || cell.is_admitted() {
+            self.ask(now, cell);
+        }
+    }
+
+    /// Asks for a flow that is not in yet, if it is worth it by now.
+    pub fn consider(&self, now: Instant, cell: &Arc<OffloadCell>, record: &Record) {
+        if cell.is_admitted() {
+            return;
+        }
+        if let Some(lacking) = self.crew.settings.lacks(record) {
+            // Nothing new is not worth a new note.
+            if cell.outcome() != Standing::Refused(Reason::Policy) {
+                self.refuse(now, cell, Reason::Policy, &lacking);
+            }
+            return;
+        }
         self.ask(now, cell);
     }
 
-    /// Asks again for a flow that was refused for a reason that can pass.
+    /// Asks again for a flow that was turned away because the queue was full.
     pub fn ask_again(&self, now: Instant, cell: &Arc<OffloadCell>) {
         self.ask(now, cell);
     }
 
-    /// The flow is dead. Never refused. The caller has unbound the flow's mark, or does so before it receives again.
+    /// Whether a flow that was turned away because the queue was full would be let in now. A few loads.
+    pub fn has_room(&self, cell: &OffloadCell) -> bool {
+        let counts = self.crew.queue_for(cell.hash()).counts();
+        counts.depth < counts.limit
+    }
+
+    /// The flow is dead. Never refused. The caller has unbound the flow's mark, or does so before it receives again. What the
+    /// device counts from now on is the cell's heir's.
     pub fn release(&self, now: Instant, cell: &Arc<OffloadCell>) {
         cell.die();
-        match self.shared.queue_for(cell.hash()) {
-            Some(queue) if cell.is_admitted() => {
-                cell.request(since(self.shared.start, now));
-                queue.delete(cell);
-            }
-            // The worker has never heard of it.
-            _ => cell.set_outcome(Standing::Gone),
+        self.uncount(cell);
+        if cell.is_admitted() && self.is_mine(cell) {
+            cell.request(since(self.crew.start, now));
+            self.crew.queue_for(cell.hash()).delete(cell);
+        } else {
+            // No worker has ever heard of it, or none that is still there.
+            cell.set_outcome(Standing::Gone);
+        }
+    }
+
+    /// Whether the device is given up: what cells say of it holds no longer.
+    pub fn is_off(&self) -> bool {
+        self.crew.off().is_some()
+    }
+
+    /// The most that the device does for a flow.
+    pub fn level(&self) -> Level {
+        self.crew.caps.level
+    }
+
+    /// Where a flow stands.
+    pub fn standing(&self, cell: &OffloadCell) -> Standing {
+        match cell.standing() {
+            Standing::Gone => Standing::Gone,
+            _ if self.is_off() || !self.is_mine(cell) => Standing::Refused(Reason::Off),
+            standing => standing,
+        }
+    }
+
+    /// Why a flow is not as far in the device as wanted.
+    pub fn trouble(&self, cell: &OffloadCell) -> Option<StdArc<Trouble>> {
+        match self.crew.off() {
+            Some(why) => Some(StdArc::new(Trouble::new(Reason::Off, why, 0, Instant::now()))),
+            None => cell.trouble(),
         }
     }
 
@@ -86,21 +142,55 @@ impl Agent {
     }
 
     fn ask(&self, now: Instant, cell: &Arc<OffloadCell>) {
+        if !self.is_mine(cell) {
+            return;
+        }
         let admitted = cell.is_admitted();
-        let Some(queue) = self.shared.queue_for(cell.hash()) else {
-            cell.set_outcome(Standing::Refused(Refusal::NoDevice));
-            return;
-        };
         // A flow that is in must be looked at even when it now wants what cannot be: its old rule has to go.
-        if !admitted && self.shared.caps.check(cell.matching(), &cell.wants().actions).is_err() {
-            cell.set_outcome(Standing::Refused(Refusal::Unsupported));
-            return;
+        if !admitted {
+            if !self.crew.settings.is_enabled() {
+                return self.refuse(now, cell, Reason::Disabled, "offload is switched off");
+            }
+            if let Some(why) = self.crew.off() {
+                return self.refuse(now, cell, Reason::Off, why);
+            }
+            if let Err(what) = self.crew.caps.check(cell.matching(), &cell.wants().actions) {
+                return self.refuse(now, cell, what.into(), &what.to_string());
+            }
+            // From the put on, the outcome is the worker's.
+            self.uncount(cell);
+            cell.set_outcome(Standing::Software);
+            cell.set_trouble(None);
         }
-        cell.request(since(self.shared.start, now));
-        match queue.put(cell, admitted) {
+        cell.request(since(self.crew.start, now));
+        match self.crew.queue_for(cell.hash()).put(cell, admitted) {
             Admission::Queued | Admission::Coalesced => cell.admit(),
-            Admission::Full => cell.set_outcome(Standing::Refused(Refusal::QueueFull)),
+            Admission::Full => self.refuse(now, cell, Reason::QueueFull, "the put lane is full"),
         }
+    }
+
+    /// A flow that no worker knows is not let in.
+    fn refuse(&self, now: Instant, cell: &OffloadCell, why: Reason, text: &str) {
+        self.uncount(cell);
+        self.mailbox.refused[why as usize].add(1);
+        let trouble = Trouble::new(why, text, cell.wants().decision, now).after(cell.trouble().as_deref());
+        cell.set_outcome(Standing::Refused(why));
+        cell.set_trouble(Some(&StdArc::new(trouble)));
+    }
+
+    /// A flow that no worker knows is no longer refused for the reason that it was.
+    fn uncount(&self, cell: &OffloadCell) {
+        if !cell.is_admitted()
+            && self.is_mine(cell)
+            && let Standing::Refused(why) = cell.outcome()
+        {
+            self.mailbox.refused[why as usize].subtract(1);
+        }
+    }
+
+    /// Whether the cell was made by this agent, not by one of an earlier life of the device.
+    pub fn is_mine(&self, cell: &OffloadCell) -> bool {
+        cell.life() == self.crew.life
     }
 }
 
@@ -116,12 +206,14 @@ pub struct Mailbox {
     cells: Stack<Cell, INBOX>,
     closed: AtomicBool,
     ring: Box<dyn Fn() + Send + Sync>,
+    /// Flows of the poller that no worker knows, by why not. The poller writes.
+    refused: [Counter; Reason::ALL.len()],
 }
 
 impl Mailbox {
     /// `ring` wakes poller number `poller` should it sleep. It is called on a worker's thread.
     pub fn new(poller: u32, ring: Box<dyn Fn() + Send + Sync>) -> Mailbox {
-        Mailbox { poller, cells: Stack::default(), closed: AtomicBool::new(false), ring }
+        Mailbox { poller, cells: Stack::default(), closed: AtomicBool::new(false), ring, refused: Default::default() }
     }
 
     pub fn poller(&self) -> u32 {
@@ -139,6 +231,11 @@ impl Mailbox {
             // Otherwise who pushed first has rung, and the poller has not drained since.
             self.ring();
         }
+    }
+
+    /// Flows that were turned away before any worker heard of them, by reason.
+    pub(super) fn refused(&self) -> [usize; Reason::ALL.len()] {
+        std::array::from_fn(|why| self.refused[why].get() as usize)
     }
 
     /// Wakes the poller should it sleep.

@@ -19,22 +19,28 @@
 //! - [`state`]: the cell
 //! - [`queue`]: the lanes and the wake-up
 //! - [`agent`]: what a poller may do
-//! - [`worker`]: what is done about it, with its table of rules ([`table`]), their
-//!   troubles ([`trouble`]) and marks ([`mark`])
+//! - [`worker`]: what is done about it, with its table of rules ([`table`]), their troubles ([`trouble`]), those that
+//!   wait for room ([`waiting`]) and marks ([`mark`])
+//! - [`crew`]: several workers, and what they have in common
+//! - [`settings`]: what operators change while it runs
 //! - [`backend`]: what a device must be able to do, and the devices
 //! - [`report`]: what can be seen of all this
 
 pub mod agent;
 pub mod backend;
+pub mod crew;
 pub mod mark;
 pub mod queue;
 pub mod report;
+pub mod settings;
 pub mod state;
 pub mod table;
 pub mod trouble;
+pub mod waiting;
 pub mod worker;
 
-use std::sync::{Arc as StdArc, Mutex as StdMutex, PoisonError, mpsc};
+use std::collections::BTreeMap;
+use std::sync::{Arc as StdArc, Mutex as StdMutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -46,31 +52,46 @@ use crate::sync::Arc;
 
 pub use agent::Agent;
 pub use report::{MarkPage, MarkRow, Snapshot};
-pub use state::{FlowSlot, FlowStats, Level, OffloadCell, Refusal, Standing};
+pub use settings::{Record, Settings, Wanted};
+pub use state::{FlowSlot, FlowStats, Heir, Level, OffloadCell, Standing};
+pub use trouble::{Kind, Reason, Trouble};
 
 use agent::Mailbox;
-use backend::{ActionSet, BackendCaps, Device};
-use queue::{Queue, QueueCounts};
-use report::Report;
-use state::MatchHasher;
-use worker::{Lanes, Message, Worker};
+use backend::{BackendCaps, Device};
+use crew::{Crew, WORKERS};
+use queue::QueueCounts;
+use report::{Latencies, MarkCounts, Operations, Percentiles, Times, WorkerRow};
+use worker::{Gathering, Message, Worker};
 
-/// What is wanted of the offload path.
+/// What is wanted of the offload path from its start.
 #[derive(Clone, Debug)]
 pub struct OffloadConfig {
-    /// New flows that may wait to be put.
+    /// Workers, 1 to 16.
+    pub threads: usize,
+    /// New flows that may wait to be put, for each worker.
     pub queue_limit: usize,
     /// Width of the marks used, 8 to 32; never more than the device stamps.
     pub mark_bits: u8,
-    /// How often the device's counts are read.
+    /// How often the device's counts are read, and rates measured.
     pub stats_interval: Duration,
+    /// How long an operation may take before the device is held to hang.
+    pub patience: Duration,
+    pub wanted: Wanted,
 }
 
 impl Default for OffloadConfig {
-    /// Room for a second of new flows at the rate that a fast NIC takes them, all the marks that a device has, and
-    /// counts as fresh as a person looks at them.
+    /// One worker keeps up with most devices. Room for a second of new flows at the rate that a fast NIC takes them, all the
+    /// marks that a device has, counts as fresh as a person looks at them, and ten times the patience that the slowest
+    /// operation of a healthy device was ever seen to need.
     fn default() -> Self {
-        OffloadConfig { queue_limit: 65_536, mark_bits: 32, stats_interval: Duration::from_secs(1) }
+        OffloadConfig {
+            threads: 1,
+            queue_limit: 65_536,
+            mark_bits: 32,
+            stats_interval: Duration::from_secs(1),
+            patience: Duration::from_secs(5),
+            wanted: Wanted::default(),
+        }
     }
 }
 
@@ -95,190 +116,482 @@ pub struct Stopped {
 /// The offload path as the daemon and the control thread hold it.
 ///
 /// # Thread-safety
-/// No method waits for the device but [`Offload::stop`], which waits until its deadline.
+/// No method waits for the device but [`Offload::stop`], which waits until its deadline, and [`Offload::resume`], which
+/// waits for a device that was given up.
 pub struct Offload {
-    shared: StdArc<Shared>,
-    report: StdArc<StdMutex<Report>>,
-    thread: StdMutex<Option<JoinHandle<()>>>,
-}
-
-/// What agents need of it.
-pub(crate) struct Shared {
-    queues: Vec<Arc<Lanes>>,
-    caps: BackendCaps,
-    hasher: MatchHasher,
     start: Instant,
+    settings: StdArc<Settings>,
+    config: OffloadConfig,
+    /// `None`: there is no device.
+    path: Option<Path>,
 }
 
-/// Workers share the megaflows by this many fixed parts.
-const SHARDS: u64 = 64;
+/// What there is where there is a device.
+struct Path {
+    device: StdArc<dyn Device>,
+    caps: BackendCaps,
+    staff: StdMutex<Staff>,
+}
 
-impl Shared {
-    /// The queue of the worker that sees to megaflows with this hash; `None` without a device.
-    pub(crate) fn queue_for(&self, hash: u64) -> Option<&Arc<Lanes>> {
-        let shard = (hash % SHARDS) as usize;
-        self.queues.get(shard.checked_rem(self.queues.len())?)
-    }
+/// The crew of this life of the device, and what a new worker or a new crew must be told.
+struct Staff {
+    crew: StdArc<Crew>,
+    /// Workers that were ever started, or are stepped by hand.
+    hired: usize,
+    /// Their threads, where they have any that nobody has joined.
+    threads: Vec<JoinHandle<()>>,
+    /// How many workers have shards.
+    working: usize,
+    ports: BTreeMap<PortNo, (PortInfo, Vec<StdArc<RxProgress>>)>,
+    mailboxes: Vec<Arc<Mailbox>>,
+    stopped: bool,
+}
+
+/// Why the offload path cannot be resumed.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    #[error("there is no device")]
+    NoDevice,
+    #[error("offload is stopping")]
+    Stopping,
+    #[error(transparent)]
+    Device(#[from] backend::FlushError),
+    #[error("cannot start a worker: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 impl Offload {
-    /// Starts the worker thread for `device`; `epoch` as it was opened with.
+    /// Starts the workers of `device`; `epoch` as it was opened with.
     ///
     /// # Errors
     /// The system has no room for another thread.
-    pub fn start(device: &dyn Device, epoch: Instant, config: OffloadConfig) -> std::io::Result<Offload> {
-        let (offload, worker) = Offload::assemble(device, epoch, &config);
-        let thread = std::thread::Builder::new().name("offload-0".to_owned()).spawn(move || worker.run())?;
-        *offload.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+    pub fn start(device: StdArc<dyn Device>, epoch: Instant, config: OffloadConfig) -> std::io::Result<Offload> {
+        let offload = Offload::assemble_idle(device, epoch, &config);
+        if let Some(path) = &offload.path {
+            path.staff().employ(config.threads, &config, false)?;
+        }
         Ok(offload)
     }
 
-    /// No device: every flow stays in software, for that reason.
+    /// No device: every flow stays in software.
     pub fn none() -> Offload {
-        let caps = BackendCaps {
-            name: "none",
-            fields: crate::flow::Mask::EMPTY,
-            level: Level::Mark,
-            actions: ActionSet::NONE,
-            capacity: Some(0),
-            mark_bits: 8,
-            replace_in_place: false,
-        };
-        let shared = Shared { queues: Vec::new(), caps, hasher: MatchHasher::default(), start: Instant::now() };
-        Offload { shared: StdArc::new(shared), report: StdArc::default(), thread: StdMutex::default() }
+        let config = OffloadConfig::default();
+        let settings = StdArc::new(Settings::new(&config.wanted));
+        Offload { start: Instant::now(), settings, config, path: None }
     }
 
-    /// The path and its worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
-    pub fn assemble(device: &dyn Device, start: Instant, config: &OffloadConfig) -> (Offload, Worker) {
-        let queue = Arc::new(Queue::new(config.queue_limit));
-        let report = StdArc::<StdMutex<Report>>::default();
-        let caps = device.capabilities();
-        let worker = Worker::new(Arc::clone(&queue), device, start, config, StdArc::clone(&report));
-        let shared = Shared { queues: vec![queue], caps, hasher: MatchHasher::default(), start };
-        (Offload { shared: StdArc::new(shared), report, thread: StdMutex::default() }, worker)
+    /// The path and its first worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
+    pub fn assemble(device: StdArc<dyn Device>, start: Instant, config: &OffloadConfig) -> (Offload, Worker) {
+        let (offload, mut workers) =
+            Offload::assemble_many(device, start, &OffloadConfig { threads: 1, ..config.clone() });
+        (offload, workers.remove(0))
+    }
+
+    /// As [`Offload::assemble`], with as many workers as `config` says.
+    pub fn assemble_many(device: StdArc<dyn Device>, start: Instant, config: &OffloadConfig) -> (Offload, Vec<Worker>) {
+        let offload = Offload::assemble_idle(device, start, config);
+        let workers = offload.path.iter().flat_map(|path| {
+            let mut staff = path.staff();
+            let threads = config.threads.clamp(1, WORKERS);
+            (staff.hired, staff.working) = (threads, threads);
+            (0..threads).map(|id| Worker::new(id, StdArc::clone(&staff.crew), config, false)).collect::<Vec<_>>()
+        });
+        let workers = workers.collect();
+        (offload, workers)
+    }
+
+    fn assemble_idle(device: StdArc<dyn Device>, start: Instant, config: &OffloadConfig) -> Offload {
+        let settings = StdArc::new(Settings::new(&config.wanted));
+        let crew = Crew::new(0, StdArc::clone(&device), start, StdArc::clone(&settings), config, config.threads);
+        let caps = crew.caps.clone();
+        let staff = Staff {
+            crew: StdArc::new(crew),
+            hired: 0,
+            threads: Vec::new(),
+            working: 0,
+            ports: BTreeMap::new(),
+            mailboxes: Vec::new(),
+            stopped: false,
+        };
+        let path = Path { device, caps, staff: StdMutex::new(staff) };
+        Offload { start, settings, config: config.clone(), path: Some(path) }
     }
 
     /// A poller's end. `ring_doorbell` wakes poller number `poller` should it sleep; workers call it after they left
-    /// something for it, and when it should look at its receive queues.
-    pub fn agent(&self, poller: u32, ring_doorbell: Box<dyn Fn() + Send + Sync>) -> Agent {
+    /// something for it, and when it should look at its receive queues. `None` without a device.
+    pub fn agent(&self, poller: u32, ring_doorbell: Box<dyn Fn() + Send + Sync>) -> Option<Agent> {
         let mailbox = Arc::new(Mailbox::new(poller, ring_doorbell));
-        self.tell(|| Message::AgentAdded(Arc::clone(&mailbox)));
-        Agent::new(StdArc::clone(&self.shared), mailbox)
+        let mut staff = self.path.as_ref()?.staff();
+        staff.mailboxes.retain(|mailbox| !mailbox.is_closed());
+        staff.mailboxes.push(Arc::clone(&mailbox));
+        staff.tell(|| Message::AgentAdded(Arc::clone(&mailbox)));
+        Some(Agent::new(StdArc::clone(&staff.crew), mailbox))
     }
 
     /// The moment that the nanoseconds of [`FlowStats`] count from.
     pub fn started(&self) -> Instant {
-        self.shared.start
+        self.start
     }
 
     /// Whether there is a device at all.
     pub fn has_device(&self) -> bool {
-        !self.shared.queues.is_empty()
+        self.path.is_some()
+    }
+
+    /// What operators have asked for.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Changes what operators ask for. Takes effect soon; switching off removes every rule, switching on offloads what lives.
+    pub fn set(&self, wanted: &Wanted) {
+        self.settings.set(wanted);
+        if let Some(path) = &self.path {
+            path.staff().tell(|| Message::Look);
+        }
+    }
+
+    /// How many workers there are.
+    pub fn threads(&self) -> usize {
+        self.path.as_ref().map_or(0, |path| path.staff().working)
+    }
+
+    /// Has `threads` workers (1 to 16) share the megaflows from now on. Rules move between workers without touching the
+    /// device. Workers that are not needed sleep until they are.
+    ///
+    /// # Errors
+    /// The system has no room for another thread; then those there are go on.
+    pub fn set_threads(&self, threads: usize) -> std::io::Result<()> {
+        match &self.path {
+            Some(path) => path.staff().employ(threads, &self.config, false),
+            None => Ok(()),
+        }
     }
 
     /// A port whose flows may be offloaded, and how far its receive queues have been emptied. To be told before the
     /// first packet is received.
     pub fn port_added(&self, port: PortInfo, queues: Vec<StdArc<RxProgress>>) {
-        self.tell(|| Message::PortAdded(port.clone(), queues.clone()));
+        if let Some(path) = &self.path {
+            let mut staff = path.staff();
+            staff.tell(|| Message::PortAdded(port.clone(), queues.clone()));
+            staff.ports.insert(port.number, (port, queues));
+        }
     }
 
     /// The port's rules are to be removed from the device; later flows of it stay in software. Does not wait.
     pub fn port_removed(&self, port: PortNo) {
+        let Some(path) = &self.path else { return };
+        let mut staff = path.staff();
+        staff.ports.remove(&port);
         // A port that came and went while the device hangs concerns nobody any more.
         let added = |message: &Message| matches!(message, Message::PortAdded(info, _) if info.number == port);
-        self.shared.queues.iter().for_each(|queue| queue.take_back_or_send(added, Message::PortRemoved(port)));
+        for lanes in staff.lanes() {
+            lanes.take_back_or_send(added, Message::PortRemoved(port));
+        }
     }
 
-    /// Removes every rule that is in the device when the worker reads this, even if wanted again meanwhile. Completes
-    /// when the device has forgotten them; drop it to stop waiting. Cancelled when the worker is gone, or has not read
-    /// hundreds of earlier questions.
+    /// Removes every rule that is in the device now, even if wanted again meanwhile. Completes when the device has forgotten
+    /// them; drop it to stop waiting. Cancelled when a worker is gone, or has not read hundreds of earlier questions.
     pub fn flush(&self) -> oneshot::Receiver<Flushed> {
         let (reply, receiver) = oneshot::channel();
-        match self.shared.queues.first() {
-            Some(queue) => queue.ask(Message::Flush(reply)),
+        match &self.path {
+            Some(path) => {
+                let staff = path.staff();
+                let number = staff.crew.next_flush();
+                let gathering = StdArc::new(Gathering::new(staff.hired, reply));
+                for lanes in staff.lanes() {
+                    lanes.ask(Message::Flush { number, gathering: StdArc::clone(&gathering) });
+                }
+            }
             // The receiver is alive: it is returned below.
             None => drop(reply.send(Flushed { removed: 0, trouble: None })),
         }
         receiver
     }
 
+    /// Looks after the workers: a device in which one has been for longer than it may is not used any more. To be called
+    /// now and then.
+    pub fn watch(&self, now: Instant) {
+        let Some(path) = &self.path else { return };
+        let staff = path.staff();
+        let crew = &staff.crew;
+        if staff.stopped || crew.off().is_some() {
+            return;
+        }
+        let hung = (0..staff.hired).find_map(|id| {
+            let busy = crew.posts[id].busy_for(crew.start, now)?;
+            (busy >= self.config.patience).then_some((id, busy))
+        });
+        if let Some((id, busy)) = hung {
+            let seconds = busy.as_secs_f64();
+            let why = format!("the {} device has not answered worker {id} for {seconds:.1} s", crew.caps.name);
+            log::error!("offload is off: {why}; `offload/resume` tries again");
+            crew.fail(why);
+            // Should it ever come back, it has nothing to do any more.
+            crew.lanes[id].close();
+        }
+    }
+
+    /// Why the device is not used any more.
+    pub fn off(&self) -> Option<String> {
+        let staff = self.path.as_ref()?.staff();
+        staff.crew.off().map(str::to_owned)
+    }
+
+    /// Brings a device back that hung or failed: restarts it and hires a new crew. Agents of the old one are of no more use:
+    /// each poller must be given a new one ([`Offload::agent`]) and adopt its flows again. `false`: it was not off.
+    ///
+    /// # Errors
+    /// It does not come back; it stays off.
+    pub fn resume(&self) -> Result<bool, ResumeError> {
+        let path = self.path.as_ref().ok_or(ResumeError::NoDevice)?;
+        {
+            let staff = path.staff();
+            if staff.stopped {
+                return Err(ResumeError::Stopping);
+            }
+            if staff.crew.off().is_none() {
+                return Ok(false);
+            }
+            // Whoever hangs in the device has been given up; whoever does not, ends.
+            staff.crew.lanes.iter().for_each(|lanes| lanes.close());
+        }
+        path.device.restart()?;
+        let mut staff = path.staff();
+        if staff.stopped || staff.crew.off().is_none() {
+            return Ok(false);
+        }
+        let (life, threads) = (staff.crew.life + 1, staff.working);
+        let settings = StdArc::clone(&self.settings);
+        let crew = Crew::new(life, StdArc::clone(&path.device), self.start, settings, &self.config, threads);
+        staff.crew = StdArc::new(crew);
+        staff.threads.clear();
+        staff.hired = 0;
+        staff.employ(threads, &self.config, true)?;
+        log::info!("offload: the {} device is back", path.caps.name);
+        Ok(true)
+    }
+
     /// Everything there is to say at this moment.
     pub fn snapshot(&self) -> Snapshot {
-        let caps = &self.shared.caps;
-        let queue = self.queue();
-        let report = self.report();
-        let refused = Refusal::ALL.into_iter().zip(report.refused).filter(|(_, n)| *n > 0).collect();
-        Snapshot {
-            backend: caps.name,
-            off: report.off.clone(),
-            level: caps.level,
-            ports: report.ports.clone(),
-            rules: report.rules,
-            capacity: caps.capacity,
-            megaflows: report.megaflows,
-            marks: report.marks,
-            queue,
-            queue_bytes: (queue.depth + queue.deletes) * size_of::<OffloadCell>(),
-            operations: report.operations,
-            refused,
-            resets: report.resets,
-            latency: report.latency(),
-            device_time: report.device_time(),
+        match &self.path {
+            Some(path) => path.snapshot(&self.settings),
+            None => Snapshot::of_nothing(self.settings.get()),
         }
     }
 
-    /// Up to `limit` (at most 1,000) marks above `after` with their megaflows. Answered by the worker, so not while
-    /// the device hangs; cancelled as [`Offload::flush`].
-    pub fn marks(&self, after: u32, limit: usize) -> oneshot::Receiver<MarkPage> {
-        let (reply, receiver) = oneshot::channel();
+    /// Counts and times begin anew.
+    pub fn clear_counts(&self) {
+        let Some(path) = &self.path else { return };
+        path.staff().crew.posts.iter().for_each(|post| post.report().clear());
+    }
+
+    /// Up to `limit` (at most 1,000) marks above `after` with their megaflows. Answered by the workers, so not while the
+    /// device hangs; cancelled as [`Offload::flush`].
+    pub async fn marks(&self, after: u32, limit: usize) -> Result<MarkPage, oneshot::Canceled> {
         let limit = limit.clamp(1, 1_000);
-        match self.shared.queues.first() {
-            Some(queue) => queue.ask(Message::Marks { after, limit, reply }),
-            // The receiver is alive: it is returned below.
-            None => drop(reply.send(MarkPage::default())),
+        let answers: Vec<_> = self.path.iter().flat_map(|path| path.staff().ask_for_marks(after, limit)).collect();
+        let mut pages = Vec::new();
+        for answer in answers {
+            pages.push(answer.await?);
         }
-        receiver
+        Ok(MarkPage::merge(pages, limit))
     }
 
-    /// The queue's counts.
+    /// The queues' counts, together.
     pub fn queue(&self) -> QueueCounts {
-        self.shared.queues.first().map(|queue| queue.counts()).unwrap_or_default()
+        let Some(path) = &self.path else { return QueueCounts::default() };
+        let staff = path.staff();
+        QueueCounts::sum(staff.lanes().map(|lanes| lanes.counts()))
     }
 
-    /// Removes every rule from the device and ends the worker. A worker that has not ended at `deadline` hangs in the
+    /// Removes every rule from the device and ends the workers. A worker that has not ended at `deadline` hangs in the
     /// device, and is left behind.
     pub fn stop(&self, deadline: Instant) -> Stopped {
+        match &self.path {
+            Some(path) => path.stop(deadline),
+            None => Stopped::default(),
+        }
+    }
+}
+
+impl Path {
+    fn staff(&self) -> MutexGuard<'_, Staff> {
+        // Every change under the lock is whole at any moment, or is that of a list that is told of again.
+        self.staff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self, deadline: Instant) -> Stopped {
         // Taken out whole, so a panic leaves no half of one behind.
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return Stopped::default() };
+        let (crew, threads) = {
+            let mut staff = self.staff();
+            staff.stopped = true;
+            (StdArc::clone(&staff.crew), std::mem::take(&mut staff.threads))
+        };
         let (reply, receiver) = mpsc::channel();
-        if thread.is_finished() {
-            return Stopped { removed: 0, left: self.report().rules };
+        let mut asked = 0;
+        let mut stopped = Stopped::default();
+        for (id, thread) in threads.iter().enumerate() {
+            if thread.is_finished() {
+                stopped.left += crew.posts[id].report().rules;
+            } else {
+                asked += 1;
+                crew.lanes[id].send(Message::Stop { deadline, reply: reply.clone() });
+            }
         }
-        self.tell(|| Message::Stop { deadline, reply: reply.clone() });
         drop(reply);
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(stopped) => {
-                // It has nothing left to do; a panic on the way out changes nothing.
-                let _ = thread.join();
-                stopped
-            }
-            Err(_) => {
-                let left = self.report().rules;
-                self.shared.queues.iter().for_each(|queue| queue.close());
-                log::warn!("the offload worker did not stop in time; {left} rules may be left in the device");
-                Stopped { removed: 0, left }
-            }
+        let mut answers = 0;
+        while answers < asked
+            && let Ok(one) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+        {
+            answers += 1;
+            stopped.removed += one.removed;
+            stopped.left += one.left;
         }
+        crew.lanes.iter().for_each(|lanes| lanes.close());
+        if answers == asked {
+            // They have nothing left to do; a panic on the way out changes nothing.
+            threads.into_iter().filter(|_| crew.off().is_none()).for_each(|thread| drop(thread.join()));
+        } else {
+            stopped.left = crew.posts.iter().map(|post| post.report().rules).sum();
+            log::warn!("an offload worker did not stop in time; {} rules may be left in the device", stopped.left);
+        }
+        stopped
+    }
+
+    fn snapshot(&self, settings: &Settings) -> Snapshot {
+        let staff = self.staff();
+        let crew = &staff.crew;
+        let now = Instant::now();
+        let mut all = Snapshot::of_nothing(settings.get());
+        let mut times = Times::default();
+        let (mut refused, mut short) = ([0; Reason::ALL.len()], [0; Reason::ALL.len()]);
+        let mut quarantined = 0;
+        for (id, post) in crew.posts.iter().enumerate().take(staff.hired) {
+            let report = post.report();
+            times.add(&report.times);
+            all.operations.add(&report.operations);
+            all.rules += report.rules;
+            all.rules_full += report.rules_full;
+            all.rules_confirmed += report.rules_confirmed;
+            all.megaflows += report.megaflows;
+            all.evictions += report.evictions;
+            all.resets = all.resets.max(report.resets);
+            quarantined += report.quarantined;
+            if id == 0 {
+                all.ports.clone_from(&report.ports);
+            }
+            (0..refused.len()).for_each(|why| {
+                refused[why] += report.refused[why];
+                short[why] += report.short[why];
+            });
+            all.workers.push(WorkerRow {
+                id,
+                queue: crew.lanes[id].counts(),
+                rules: report.rules,
+                megaflows: report.megaflows,
+                waiting: report.waiting,
+                operations: report.operations,
+                latency: report.times.latencies(),
+                device_time: report.times.device_time(),
+                busy_ns: post.busy_for(crew.start, now).map(|busy| busy.as_nanos() as u64),
+            });
+        }
+        for mailbox in staff.mailboxes.iter().filter(|mailbox| !mailbox.is_closed()) {
+            refused.iter_mut().zip(mailbox.refused()).for_each(|(sum, more)| *sum += more);
+        }
+        let (taken, capacity) = crew.marks_taken();
+        let named = |counts: [usize; Reason::ALL.len()]| {
+            Reason::ALL.into_iter().zip(counts).filter(|(_, n)| *n > 0).collect::<Vec<_>>()
+        };
+        Snapshot {
+            backend: crew.caps.name,
+            off: crew.off().map(str::to_owned),
+            level: crew.caps.level,
+            capacity: crew.caps.capacity,
+            marks: MarkCounts { in_use: taken.saturating_sub(quarantined), quarantined, capacity },
+            queue: QueueCounts::sum(all.workers.iter().map(|worker| worker.queue)),
+            refused: named(refused),
+            short: named(short),
+            forgotten: self.device.forgotten(),
+            latency: times.latencies(),
+            device_time: times.device_time(),
+            ..all
+        }
+    }
+}
+
+impl Staff {
+    /// The queues of the workers that there are.
+    fn lanes(&self) -> impl Iterator<Item = &Arc<worker::Lanes>> {
+        self.crew.lanes.iter().take(self.hired)
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
-        self.shared.queues.iter().for_each(|queue| queue.send(message()));
+        self.lanes().for_each(|lanes| lanes.send(message()));
     }
 
-    fn report(&self) -> std::sync::MutexGuard<'_, Report> {
-        // Counts are right one by one, so those of a poisoned report are still good.
-        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    fn ask_for_marks(&self, after: u32, limit: usize) -> Vec<oneshot::Receiver<MarkPage>> {
+        self.lanes()
+            .map(|lanes| {
+                let (reply, receiver) = oneshot::channel();
+                lanes.ask(Message::Marks { after, limit, reply });
+                receiver
+            })
+            .collect()
+    }
+
+    /// Starts the workers that are missing of `threads` and deals the shards out among them. `convalescent`: the device was
+    /// restarted, and frames with marks of its former life may still wait.
+    fn employ(&mut self, threads: usize, config: &OffloadConfig, convalescent: bool) -> std::io::Result<()> {
+        let threads = threads.clamp(1, WORKERS);
+        while self.hired < threads {
+            let id = self.hired;
+            let worker = Worker::new(id, StdArc::clone(&self.crew), config, convalescent);
+            let thread = std::thread::Builder::new().name(format!("offload-{id}")).spawn(move || worker.run())?;
+            self.threads.push(thread);
+            self.hired += 1;
+            let lanes = &self.crew.lanes[id];
+            for mailbox in &self.mailboxes {
+                lanes.send(Message::AgentAdded(Arc::clone(mailbox)));
+            }
+            for (info, queues) in self.ports.values() {
+                lanes.send(Message::PortAdded(info.clone(), queues.clone()));
+            }
+        }
+        self.working = threads;
+        self.crew.deal(threads);
+        self.tell(|| Message::Look);
+        Ok(())
+    }
+}
+
+impl Snapshot {
+    /// Of a path without a device.
+    fn of_nothing(settings: Wanted) -> Snapshot {
+        Snapshot {
+            backend: "none",
+            off: None,
+            settings,
+            level: Level::Mark,
+            ports: Vec::new(),
+            rules: 0,
+            rules_full: 0,
+            rules_confirmed: 0,
+            capacity: Some(0),
+            megaflows: 0,
+            marks: MarkCounts::default(),
+            queue: QueueCounts::default(),
+            operations: Operations::default(),
+            refused: Vec::new(),
+            short: Vec::new(),
+            evictions: 0,
+            resets: 0,
+            forgotten: None,
+            latency: Latencies::default(),
+            device_time: Percentiles::default(),
+            workers: Vec::new(),
+        }
     }
 }
 

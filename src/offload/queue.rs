@@ -90,6 +90,23 @@ pub struct QueueCounts {
     pub wakeups: u64,
 }
 
+impl QueueCounts {
+    /// The counts of several queues together.
+    pub fn sum(all: impl Iterator<Item = QueueCounts>) -> QueueCounts {
+        all.reduce(|sum, more| QueueCounts {
+            depth: sum.depth + more.depth,
+            deletes: sum.deletes + more.deletes,
+            limit: sum.limit + more.limit,
+            high_water: sum.high_water + more.high_water,
+            enqueued: sum.enqueued + more.enqueued,
+            coalesced: sum.coalesced + more.coalesced,
+            refused: sum.refused + more.refused,
+            wakeups: sum.wakeups + more.wakeups,
+        })
+        .unwrap_or_default()
+    }
+}
+
 impl<T, M> Queue<T, M> {
     /// `limit`: the depth of the put lane above which new flows are refused.
     pub fn new(limit: usize) -> Queue<T, M> {

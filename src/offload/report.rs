@@ -10,7 +10,9 @@ use hdrhistogram::Histogram;
 
 use super::backend::PutError;
 use super::queue::QueueCounts;
-use super::state::{Level, Refusal};
+use super::settings::Wanted;
+use super::state::Level;
+use super::trouble::Reason;
 use crate::flow::{Match, PortNo, Ufid};
 
 /// Everything there is to say about the offload path at one moment.
@@ -19,28 +21,75 @@ pub struct Snapshot {
     pub backend: &'static str,
     /// Why the device is no longer used; `None` while it is.
     pub off: Option<String>,
+    pub settings: Wanted,
     /// The most that the device does for a flow.
     pub level: Level,
     pub ports: Vec<PortRow>,
     /// Rules in the device.
     pub rules: usize,
+    /// Those that handle their packets wholly.
+    pub rules_full: usize,
+    /// Those that the device has been seen to match a packet with.
+    pub rules_confirmed: usize,
     /// Rules that fit, where that is known.
     pub capacity: Option<usize>,
     /// Megaflows known, in the device or not.
     pub megaflows: usize,
     pub marks: MarkCounts,
+    /// Sums over the workers.
     pub queue: QueueCounts,
-    /// Memory that the flows waiting in the lanes take.
-    pub queue_bytes: usize,
     pub operations: Operations,
-    /// Megaflows that are not in the device though wanted, by reason.
-    pub refused: Vec<(Refusal, usize)>,
+    /// Megaflows that are not in the device, by reason: those that the workers know, and flows that were turned away before.
+    pub refused: Vec<(Reason, usize)>,
+    /// Megaflows that the device does less for than it can, by reason.
+    pub short: Vec<(Reason, usize)>,
+    /// Megaflows that made room for busier ones.
+    pub evictions: u64,
     /// Times that the device was found to have forgotten every rule by itself.
     pub resets: u64,
+    /// Packets handled wholly whose counts the device forgot before they were read, where it can tell.
+    pub forgotten: Option<u64>,
     /// From a flow's request to its outcome.
-    pub latency: Percentiles,
+    pub latency: Latencies,
     /// Spent in the device for one operation.
     pub device_time: Percentiles,
+    pub workers: Vec<WorkerRow>,
+}
+
+/// One worker.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct WorkerRow {
+    pub id: usize,
+    pub queue: QueueCounts,
+    pub rules: usize,
+    pub megaflows: usize,
+    /// Megaflows that wait for room or a mark.
+    pub waiting: usize,
+    pub operations: Operations,
+    pub latency: Latencies,
+    pub device_time: Percentiles,
+    /// How long its operation under way has taken, in nanoseconds.
+    pub busy_ns: Option<u64>,
+}
+
+/// From a flow's request to its outcome, by what was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
+pub struct Latencies {
+    pub all: Percentiles,
+    /// From a new flow to its rule, or to the reason why there is none.
+    pub put: Percentiles,
+    /// From a decision for other actions to the device's word that it acts by them.
+    pub modify: Percentiles,
+    /// From a flow's death to the device's having forgotten it.
+    pub delete: Percentiles,
+}
+
+/// What a request asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Request {
+    Put,
+    Modify,
+    Delete,
 }
 
 /// A port that the device serves.
@@ -69,6 +118,12 @@ pub struct Operations {
 }
 
 impl Operations {
+    pub(super) fn add(&mut self, other: &Operations) {
+        self.put.add(&other.put);
+        self.modify.add(&other.modify);
+        self.delete.add(&other.delete);
+    }
+
     /// All operations asked of the device.
     pub fn total(&self) -> u64 {
         [self.put, self.modify, self.delete].iter().map(|o| o.done + o.failed()).sum()
@@ -98,7 +153,7 @@ impl Outcomes {
         }
     }
 
-    fn add(&mut self, other: &Outcomes) {
+    pub(super) fn add(&mut self, other: &Outcomes) {
         self.done += other.done;
         self.unsupported += other.unsupported;
         self.no_room += other.no_room;
@@ -143,69 +198,122 @@ pub struct MarkPage {
 pub(super) struct Tally {
     pub operations: Operations,
     pub resets: u64,
-    pub latency: Vec<Duration>,
+    pub evictions: u64,
+    pub latency: Vec<(Request, Duration)>,
     pub device_time: Vec<Duration>,
 }
 
 /// What a worker has told so far.
-pub(super) struct Report {
-    pub off: Option<String>,
+pub(crate) struct Report {
     pub ports: Vec<PortRow>,
     pub rules: usize,
+    pub rules_full: usize,
+    pub rules_confirmed: usize,
     pub megaflows: usize,
-    pub marks: MarkCounts,
-    pub refused: [usize; Refusal::ALL.len()],
+    pub quarantined: u64,
+    pub waiting: usize,
+    pub refused: [usize; Reason::ALL.len()],
+    pub short: [usize; Reason::ALL.len()],
     pub operations: Operations,
     pub resets: u64,
-    latency: Histogram<u64>,
-    device_time: Histogram<u64>,
+    pub evictions: u64,
+    pub times: Times,
+}
+
+/// The histograms of one or several workers.
+#[derive(Clone)]
+pub(crate) struct Times {
+    put: Histogram<u64>,
+    modify: Histogram<u64>,
+    delete: Histogram<u64>,
+    device: Histogram<u64>,
 }
 
 impl Default for Report {
     fn default() -> Self {
         Report {
-            off: None,
             ports: Vec::new(),
             rules: 0,
+            rules_full: 0,
+            rules_confirmed: 0,
             megaflows: 0,
-            marks: MarkCounts::default(),
-            refused: [0; Refusal::ALL.len()],
+            quarantined: 0,
+            waiting: 0,
+            refused: [0; Reason::ALL.len()],
+            short: [0; Reason::ALL.len()],
             operations: Operations::default(),
             resets: 0,
-            latency: histogram(),
-            device_time: histogram(),
+            evictions: 0,
+            times: Times::default(),
         }
     }
 }
 
 impl Report {
     /// Moves `tally` in and leaves it empty.
-    pub fn take(&mut self, tally: &mut Tally) {
-        self.operations.put.add(&tally.operations.put);
-        self.operations.modify.add(&tally.operations.modify);
-        self.operations.delete.add(&tally.operations.delete);
+    pub(super) fn take(&mut self, tally: &mut Tally) {
+        self.operations.add(&tally.operations);
         self.resets += tally.resets;
-        let record = |into: &mut Histogram<u64>, from: &mut Vec<Duration>| {
-            from.drain(..).for_each(|time| into.saturating_record(time.as_nanos() as u64));
-        };
-        record(&mut self.latency, &mut tally.latency);
-        record(&mut self.device_time, &mut tally.device_time);
+        self.evictions += tally.evictions;
+        for (request, time) in tally.latency.drain(..) {
+            let histogram = match request {
+                Request::Put => &mut self.times.put,
+                Request::Modify => &mut self.times.modify,
+                Request::Delete => &mut self.times.delete,
+            };
+            histogram.saturating_record(time.as_nanos() as u64);
+        }
+        tally.device_time.drain(..).for_each(|time| self.times.device.saturating_record(time.as_nanos() as u64));
         tally.operations = Operations::default();
-        tally.resets = 0;
+        (tally.resets, tally.evictions) = (0, 0);
     }
 
-    pub fn latency(&self) -> Percentiles {
-        percentiles(&self.latency)
-    }
-
-    pub fn device_time(&self) -> Percentiles {
-        percentiles(&self.device_time)
+    /// Counts and times begin anew; what there is stays.
+    pub fn clear(&mut self) {
+        self.operations = Operations::default();
+        (self.resets, self.evictions) = (0, 0);
+        self.times = Times::default();
     }
 }
 
-fn histogram() -> Histogram<u64> {
-    // A nanosecond to a minute at two digits: about 50 KiB. Longer times count as a minute.
-    Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("1 is below a minute and 2 digits are few")
+impl Default for Times {
+    fn default() -> Self {
+        // A nanosecond to a minute at two digits: about 50 KiB each. Longer times count as a minute.
+        let histogram =
+            || Histogram::new_with_bounds(1, 60_000_000_000, 2).expect("1 is below a minute and 2 digits are few");
+        Times { put: histogram(), modify: histogram(), delete: histogram(), device: histogram() }
+    }
+}
+
+impl Times {
+    pub fn add(&mut self, other: &Times) {
+        // Of equal bounds, so there is room for every value.
+        for (sum, more) in [
+            (&mut self.put, &other.put),
+            (&mut self.modify, &other.modify),
+            (&mut self.delete, &other.delete),
+            (&mut self.device, &other.device),
+        ] {
+            sum.add(more).expect("histograms of equal bounds can be added");
+        }
+    }
+
+    pub fn latencies(&self) -> Latencies {
+        let mut all = self.put.clone();
+        for more in [&self.modify, &self.delete] {
+            all.add(more).expect("histograms of equal bounds can be added");
+        }
+        Latencies {
+            all: percentiles(&all),
+            put: percentiles(&self.put),
+            modify: percentiles(&self.modify),
+            delete: percentiles(&self.delete),
+        }
+    }
+
+    pub fn device_time(&self) -> Percentiles {
+        percentiles(&self.device)
+    }
 }
 
 fn percentiles(times: &Histogram<u64>) -> Percentiles {
@@ -216,5 +324,20 @@ fn percentiles(times: &Histogram<u64>) -> Percentiles {
         p99_ns: times.value_at_quantile(0.99),
         p999_ns: times.value_at_quantile(0.999),
         max_ns: times.max(),
+    }
+}
+
+impl MarkPage {
+    /// The first `limit` rows of several workers' pages.
+    pub(super) fn merge(pages: Vec<MarkPage>, limit: usize) -> MarkPage {
+        let mut more = pages.iter().any(|page| page.next.is_some());
+        let mut rows: Vec<MarkRow> = pages.into_iter().flat_map(|page| page.rows).collect();
+        rows.sort_unstable_by_key(|row| row.mark);
+        more |= rows.len() > limit;
+        rows.truncate(limit);
+        // Rows behind the shortest page's end may be missing in between; asking on from the last row finds them not. But each
+        // page is of `limit` rows unless it is its worker's last, so among the first `limit` rows none is missing.
+        let next = rows.last().filter(|_| more).map(|row| row.mark);
+        MarkPage { rows, next }
     }
 }

@@ -23,10 +23,12 @@
 
 use std::fmt;
 use std::hash::BuildHasher;
+use std::sync::{Arc as StdArc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::agent::Mailbox;
 use super::mark::Mark;
+use super::trouble::{Reason, Trouble};
 use crate::flow::{Actions, Match, Ufid};
 use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sys::stack::Node;
@@ -58,52 +60,9 @@ pub enum Standing {
     Queued,
     Installing,
     Offloaded(Level),
-    Refused(Refusal),
+    Refused(Reason),
     Removing,
     Gone,
-}
-
-/// Why a flow is not in the device.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Refusal {
-    /// The put lane had no room when the flow was new. It may ask again.
-    QueueFull,
-    /// All marks are in use or in quarantine. It is put when one is free.
-    NoMark,
-    /// The device's table is full. It is put when there is room.
-    NoRoom,
-    /// The device cannot match a field or execute an action of it.
-    Unsupported,
-    /// The device failed. It is tried again, less and less often.
-    Device,
-    /// No device serves its port, or offload is off.
-    NoDevice,
-}
-
-impl Refusal {
-    /// Every refusal, in the order of their codes.
-    pub const ALL: [Refusal; 6] = [
-        Refusal::QueueFull,
-        Refusal::NoMark,
-        Refusal::NoRoom,
-        Refusal::Unsupported,
-        Refusal::Device,
-        Refusal::NoDevice,
-    ];
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Refusal::QueueFull => "queue full",
-            Refusal::NoMark => "no mark free",
-            Refusal::NoRoom => "no room in the device",
-            Refusal::Unsupported => "not supported by the device",
-            Refusal::Device => "device error",
-            Refusal::NoDevice => "no device",
-        })
-    }
 }
 
 impl Standing {
@@ -128,7 +87,7 @@ impl Standing {
             4 => Standing::Gone,
             5 => Standing::Offloaded(Level::Mark),
             6 => Standing::Offloaded(Level::Full),
-            _ => match Refusal::ALL.get((code as usize).wrapping_sub(7)) {
+            _ => match Reason::ALL.get((code as usize).wrapping_sub(7)) {
                 Some(&why) => Standing::Refused(why),
                 None => Standing::Software,
             },
@@ -182,10 +141,28 @@ pub struct Cell {
     requested: AtomicU64,
     /// Code of the outcome. Without `Queued`, which follows from the link.
     outcome: AtomicU32,
+    /// Why the outcome is not what was wanted.
+    trouble: Note,
     mark: AtomicU32,
+    /// The device has counted a packet of it since it was last put.
+    confirmed: AtomicBool,
     packets: AtomicU64,
     bytes: AtomicU64,
     used_ns: AtomicU64,
+    /// When the device was last asked for its counts; 0 = not since it was last put.
+    read_ns: AtomicU64,
+    /// Packets that the poller has counted, as of its last sweep. The poller's.
+    software: AtomicU64,
+    /// Who gets what the device counts after the flow's death.
+    heir: OnceLock<StdArc<dyn Heir>>,
+    /// Which life of the offload path it belongs to.
+    life: u32,
+}
+
+/// Who gets what the device counted between a flow's death and the moment it forgot the rule.
+pub trait Heir: Send + Sync {
+    /// `stats`: everything that the device forwarded by itself over the cell's life. Called once, by the worker, if at all.
+    fn inherit(&self, stats: FlowStats);
 }
 
 /// What a flow should do, as decided by decision number `decision`: the highest wins among several owners.
@@ -207,6 +184,7 @@ impl Cell {
         wants: Wants,
         hasher: &MatchHasher,
         mailbox: Arc<Mailbox>,
+        life: u32,
     ) -> OffloadCell {
         Node::new(Cell {
             slot,
@@ -219,10 +197,16 @@ impl Cell {
             admitted: AtomicBool::new(false),
             requested: AtomicU64::new(0),
             outcome: AtomicU32::new(Standing::Software.code()),
+            trouble: Note::default(),
             mark: AtomicU32::new(0),
+            confirmed: AtomicBool::new(false),
             packets: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             used_ns: AtomicU64::new(0),
+            read_ns: AtomicU64::new(0),
+            software: AtomicU64::new(0),
+            heir: OnceLock::new(),
+            life,
         })
     }
 
@@ -255,6 +239,50 @@ impl Cell {
             packets: self.packets.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
             used_ns: self.used_ns.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Why the flow is not as far in the device as wanted; `None` while nothing is in its way.
+    pub fn trouble(&self) -> Option<StdArc<Trouble>> {
+        self.trouble.read()
+    }
+
+    /// Whether the device has been seen to match a packet of the flow since it was last put.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Relaxed)
+    }
+
+    /// When the counts of [`Cell::device_stats`] were read, in nanoseconds on the daemon's clock; 0 = not since the flow was
+    /// last put.
+    pub fn read_ns(&self) -> u64 {
+        self.read_ns.load(Ordering::Relaxed)
+    }
+
+    /// The poller's: how many packets of the flow it has counted.
+    #[inline]
+    pub fn publish_software(&self, packets: u64) {
+        self.software.store(packets, Ordering::Relaxed);
+    }
+
+    /// Packets of the flow that anybody has counted, as far as known.
+    pub(super) fn seen(&self) -> u64 {
+        self.software.load(Ordering::Relaxed).wrapping_add(self.packets.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn life(&self) -> u32 {
+        self.life
+    }
+
+    /// The poller's, before it releases the flow.
+    pub fn leave_to(&self, heir: StdArc<dyn Heir>) {
+        // A flow dies once; a second heir would be a mistake, and gets nothing.
+        let _ = self.heir.set(heir);
+    }
+
+    /// The worker's: the flow is dead and the device has forgotten it.
+    pub(super) fn settle_estate(&self) {
+        if let Some(heir) = self.heir.get() {
+            heir.inherit(self.device_stats());
         }
     }
 
@@ -313,16 +341,38 @@ impl Cell {
         self.outcome.store(outcome.code(), Ordering::Relaxed);
     }
 
-    fn outcome(&self) -> Standing {
+    pub(super) fn set_trouble(&self, trouble: Option<&StdArc<Trouble>>) {
+        self.trouble.write(trouble.cloned());
+    }
+
+    pub(super) fn outcome(&self) -> Standing {
         Standing::from_code(self.outcome.load(Ordering::Relaxed))
     }
 
     /// The worker's: counts what the device forwarded by itself since the last time.
     pub(super) fn add_device_stats(&self, more: &FlowStats) {
-        let add = |total: &AtomicU64, n: u64| total.store(total.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+        let add =
+            |total: &AtomicU64, n: u64| total.store(total.load(Ordering::Relaxed).saturating_add(n), Ordering::Relaxed);
         add(&self.packets, more.packets);
         add(&self.bytes, more.bytes);
         self.used_ns.fetch_max(more.used_ns, Ordering::Relaxed);
+    }
+}
+
+/// The worker's words about a rule in the device.
+impl Cell {
+    /// It was just put: nothing that was known of an earlier rule holds for it.
+    pub(super) fn begin_reading(&self) {
+        self.confirmed.store(false, Ordering::Relaxed);
+        self.read_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Its counts were read at `read_ns`. `hit`: the device has matched a packet.
+    pub(super) fn note_reading(&self, read_ns: u64, hit: bool) {
+        self.read_ns.store(read_ns, Ordering::Relaxed);
+        if hit && !self.is_confirmed() {
+            self.confirmed.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -392,6 +442,41 @@ impl<T> Published<T> {
     }
 }
 
+/// What is noted of a flow now and then, and read by dumps.
+#[cfg(not(loom))]
+#[derive(Default)]
+struct Note(arc_swap::ArcSwapOption<Trouble>);
+
+#[cfg(not(loom))]
+impl Note {
+    fn read(&self) -> Option<StdArc<Trouble>> {
+        self.0.load_full()
+    }
+
+    fn write(&self, trouble: Option<StdArc<Trouble>>) {
+        // Mostly there is none, and was none.
+        if trouble.is_some() || self.0.load().is_some() {
+            self.0.store(trouble);
+        }
+    }
+}
+
+#[cfg(loom)]
+#[derive(Default)]
+struct Note(std::sync::Mutex<Option<StdArc<Trouble>>>);
+
+/// Nothing depends on it, so the model checker need not look at it.
+#[cfg(loom)]
+impl Note {
+    fn read(&self) -> Option<StdArc<Trouble>> {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn write(&self, trouble: Option<StdArc<Trouble>>) {
+        *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = trouble;
+    }
+}
+
 /// The clock that requests are timed by: what has passed since the offload was started.
 pub(super) fn since(start: Instant, now: Instant) -> Duration {
     now.saturating_duration_since(start)
@@ -412,7 +497,7 @@ mod tests {
             Standing::Offloaded(Level::Mark),
             Standing::Offloaded(Level::Full),
         ];
-        all.extend(Refusal::ALL.map(Standing::Refused));
+        all.extend(Reason::ALL.map(Standing::Refused));
         for (i, standing) in all.iter().enumerate() {
             assert_eq!(Standing::from_code(standing.code()), *standing);
             assert!(all[..i].iter().all(|other| other.code() != standing.code()));

@@ -6,18 +6,22 @@
 //! # Thread-safety
 //! Owned by one worker.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use hashbrown::HashTable;
 use smallvec::SmallVec;
 
-use super::backend::Handle;
+use super::backend::{Handle, Unsupported};
 use super::mark::MarkLease;
 use super::state::{FlowStats, Level, OffloadCell};
 use super::trouble::Trouble;
+use super::waiting::Ticket;
 use crate::flow::{Actions, Field, Match, PortNo, Ufid};
-use crate::sync::Arc;
+use crate::sync::Arc as Shared;
 
 /// The cells of one megaflow, one or more a poller while an older one is dying.
-pub type Owners = SmallVec<[Arc<OffloadCell>; 2]>;
+pub type Owners = SmallVec<[Shared<OffloadCell>; 2]>;
 
 /// One megaflow: wanted by its owners, in the device, or both.
 pub struct Rule {
@@ -28,12 +32,43 @@ pub struct Rule {
     pub has: Option<InDevice>,
     /// The device's rule must go before another may be put, whatever the owners want.
     pub condemned: bool,
+    /// It is to make room for a busier one.
+    pub evicted: bool,
+    /// More may be possible than the device did at the last attempt.
+    pub retry: bool,
+    /// It waits for its turn under the limit of operations.
+    pub delayed: bool,
     /// Why it is not in the device though wanted.
-    pub trouble: Option<Trouble>,
+    pub trouble: Option<Arc<Trouble>>,
+    /// Why the device does less for it than it could.
+    pub short: Option<Arc<Trouble>>,
     /// Why it could not be removed though not wanted.
     pub stuck: Option<Trouble>,
     /// Its place among the rules that wait for room or a mark.
-    pub ticket: Option<u64>,
+    pub ticket: Option<Ticket>,
+    pub pace: Pace,
+}
+
+/// How fast packets of a megaflow come.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Pace {
+    /// Packets a second, of late.
+    pub rate: u64,
+    /// What its owners had counted when last looked at, and when that was.
+    seen: Option<(u64, Instant)>,
+}
+
+impl Pace {
+    /// `count` packets have come until `now`. The newest window counts for half of the rate.
+    pub fn observe(&mut self, count: u64, now: Instant) {
+        let Some((before, then)) = self.seen.replace((count, now)) else { return };
+        let seconds = now.saturating_duration_since(then).as_secs_f64();
+        if seconds > 0.0 {
+            // Where an owner has left, the count is lower than before.
+            let rate = count.saturating_sub(before) as f64 / seconds;
+            self.rate = ((self.rate as f64 + rate) / 2.0).round() as u64;
+        }
+    }
 }
 
 /// What the device has of a rule.
@@ -42,10 +77,15 @@ pub struct InDevice {
     pub level: Level,
     pub lease: MarkLease,
     pub actions: Actions,
+    /// What is in the way of a higher level.
+    pub short: Option<Unsupported>,
     /// The flush generation that it was put under.
     pub flush: u64,
+    pub since: Instant,
     /// The device's counts at the last reading.
     pub stats: FlowStats,
+    /// The device has counted a packet.
+    pub confirmed: bool,
 }
 
 impl Rule {
@@ -57,9 +97,14 @@ impl Rule {
             owners: Owners::new(),
             has: None,
             condemned: false,
+            evicted: false,
+            retry: false,
+            delayed: false,
             trouble: None,
+            short: None,
             stuck: None,
             ticket: None,
+            pace: Pace::default(),
         }
     }
 
@@ -68,12 +113,17 @@ impl Rule {
         self.matching.mask().is_exact(Field::InPort).then(|| self.matching.key().in_port())
     }
 
-    pub fn owns(&self, cell: &Arc<OffloadCell>) -> bool {
-        self.owners.iter().any(|owner| Arc::ptr_eq(owner, cell))
+    pub fn owns(&self, cell: &Shared<OffloadCell>) -> bool {
+        self.owners.iter().any(|owner| Shared::ptr_eq(owner, cell))
+    }
+
+    /// Packets that anybody has counted.
+    pub fn seen(&self) -> u64 {
+        self.owners.iter().fold(0, |sum: u64, owner| sum.saturating_add(owner.seen()))
     }
 
     /// The owners whose flows live.
-    pub fn living(&self) -> impl Iterator<Item = &Arc<OffloadCell>> {
+    pub fn living(&self) -> impl Iterator<Item = &Shared<OffloadCell>> {
         self.owners.iter().filter(|owner| !owner.is_dead())
     }
 }
@@ -83,6 +133,14 @@ impl Rule {
 pub struct RuleId {
     index: u32,
     generation: u32,
+}
+
+#[cfg(test)]
+impl RuleId {
+    /// For tests of those who keep ids.
+    pub fn of(index: u32) -> RuleId {
+        RuleId { index, generation: 0 }
+    }
 }
 
 /// All rules of one worker.
@@ -118,6 +176,7 @@ impl Installed {
     /// Adds a rule whose match is not in the table yet.
     pub fn insert(&mut self, rule: Rule) -> RuleId {
         let hash = rule.hash;
+        self.in_device += usize::from(rule.has.is_some());
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(Place::default());
             // More than 2^32 rules do not fit into memory.
@@ -150,7 +209,9 @@ impl Installed {
         let place = &mut self.places[id.index as usize];
         place.generation = place.generation.wrapping_add(1);
         self.free.push(id.index);
-        place.rule.take()
+        let rule = place.rule.take();
+        self.in_device -= usize::from(rule.as_ref().is_some_and(|rule| rule.has.is_some()));
+        rule
     }
 
     /// Every rule, in no order that means anything.
@@ -161,18 +222,25 @@ impl Installed {
         })
     }
 
-    /// Up to `n` rules in the device from place `from` on, and the place to go on from; 0 after the last.
+    /// Up to `n` rules from place `from` on, looking at no more than `4 n` places, and the place to go on from; 0 after the
+    /// last.
     pub fn slice(&self, from: usize, n: usize) -> (Vec<RuleId>, usize) {
-        let mut ids = Vec::with_capacity(n.min(self.in_device));
-        for (index, place) in self.places.iter().enumerate().skip(from) {
+        let mut ids = Vec::with_capacity(n.min(self.len()));
+        let to = self.places.len().min(from.saturating_add(n.saturating_mul(4)));
+        for (index, place) in self.places.iter().enumerate().take(to).skip(from) {
             if ids.len() == n {
                 return (ids, index);
             }
-            if place.rule.as_ref().is_some_and(|rule| rule.has.is_some()) {
+            if place.rule.is_some() {
                 ids.push(RuleId { index: index as u32, generation: place.generation });
             }
         }
-        (ids, 0)
+        (ids, if to < self.places.len() { to } else { 0 })
+    }
+
+    /// Every rule in the device.
+    pub fn all_in_device(&self) -> Vec<RuleId> {
+        self.iter().filter(|(_, rule)| rule.has.is_some()).map(|(id, _)| id).collect()
     }
 
     /// What the device calls the rules that it has.

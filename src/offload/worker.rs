@@ -2,7 +2,7 @@
 //!
 //! Read `Worker::reconcile` first: it is the whole policy. Everything else only says which rule to look at, and
 //! when. A turn looks at, in this order: messages, dead flows, rules that something else concerns (a flush, a port, a
-//! reset), rules whose time has come, rules that waited for room, and at last a batch of puts.
+//! reset, a setting), rules whose time has come, rules that waited for room, and at last a batch of puts.
 //!
 //! ```text
 //!            owners want ──┐                    ┌── no rule, wanted ─────► put
@@ -12,33 +12,41 @@
 //! ```
 //!
 //! # Thread-safety
-//! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells.
+//! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells. What it shares with other
+//! workers is in the [`Crew`].
 
 mod device;
 mod messages;
+mod rates;
+mod shards;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::sync::Arc as StdArc;
-use std::sync::Mutex as StdMutex;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use device::Device;
 use futures_channel::oneshot;
 
+pub use messages::Gathering;
+pub use shards::Parcel;
+
+use super::Stopped;
 use super::agent::Mailbox;
-use super::backend::{self, DeleteError, Install, PutError};
-use super::mark::{MarkLease, MarkPool, Quarantined};
+use super::backend::{DeleteError, Done, Install, PutError};
+use super::crew::{Crew, SHARDS};
+use super::mark::{MarkLease, Quarantined};
 use super::queue::{Consumer, Queue};
-use super::report::{MarkCounts, MarkPage, PortRow, Report, Tally};
-use super::state::{Cell, FlowStats, Level, OffloadCell, Refusal, Standing, Wants, since};
+use super::report::{MarkPage, PortRow, Request, Tally};
+use super::state::{Cell, FlowStats, Level, OffloadCell, Standing, Wants, since};
 use super::table::{InDevice, Installed, Owners, Rule, RuleId};
-use super::trouble::Trouble;
-use super::{Flushed, Stopped};
+use super::trouble::{Reason, Trouble};
+use super::waiting::Waiting;
 use crate::flow::PortNo;
-use crate::port::{PortInfo, RxProgress};
+use crate::port::{PortInfo, RxPoint, RxProgress};
 use crate::sync::Arc;
 
 /// The queue of one worker.
@@ -58,33 +66,63 @@ pub enum Message {
     AgentAdded(Arc<Mailbox>),
     PortAdded(PortInfo, Vec<StdArc<RxProgress>>),
     PortRemoved(PortNo),
-    Flush(oneshot::Sender<Flushed>),
-    Marks { after: u32, limit: usize, reply: oneshot::Sender<MarkPage> },
-    Stop { deadline: Instant, reply: std::sync::mpsc::Sender<Stopped> },
+    Flush {
+        number: u64,
+        gathering: StdArc<Gathering>,
+    },
+    Marks {
+        after: u32,
+        limit: usize,
+        reply: oneshot::Sender<MarkPage>,
+    },
+    /// Something that all workers share has changed: settings, whose a shard is, room, or that the device is off.
+    Look,
+    /// A shard, with all that is known of its megaflows.
+    Adopt(Box<Parcel>),
+    Stop {
+        deadline: Instant,
+        reply: std::sync::mpsc::Sender<Stopped>,
+    },
 }
 
-/// One thread's share of the megaflows, and the device.
+/// One thread's share of the megaflows, and its channel to the device.
 pub struct Worker {
+    id: usize,
+    crew: StdArc<Crew>,
     consumer: Consumer<Cell, Message>,
     device: Device,
-    start: Instant,
     rules: Installed,
-    marks: MarkPool,
+    /// The shards that are ours now.
+    shards: [bool; SHARDS],
+    /// Flows of shards that are on their way here.
+    held: Vec<Arc<OffloadCell>>,
     quarantine: VecDeque<Leaving>,
     next_quarantine_look: Instant,
+    /// The device was restarted: nothing is put before the marks of its former life have left the receive queues.
+    convalescent: bool,
+    recovery: Vec<(StdArc<RxProgress>, RxPoint)>,
     ports: BTreeMap<PortNo, Attached>,
     mailboxes: Vec<Arc<Mailbox>>,
+    enabled: bool,
     /// Rules that something else than their owners concerns.
     todo: VecDeque<RuleId>,
     timers: BinaryHeap<Reverse<(Instant, RuleId)>>,
-    /// Rules that wait for room or a mark, oldest first.
-    waiting: BTreeMap<u64, RuleId>,
-    next_ticket: u64,
+    /// Rules whose turn has not come under the limit of operations, oldest first.
+    delayed: VecDeque<RuleId>,
+    /// When that limit lets the next through.
+    next_operation: Option<Instant>,
+    /// Rules that wait for room or a mark.
+    waiting: Waiting,
     /// How many waiting rules may try.
     room: usize,
+    /// Up to where the crew's count of room that appeared is known.
+    room_known: u64,
     /// The device said that it has no room, and nothing was removed since.
     full: bool,
     next_probe: Instant,
+    /// Rules that are to make room for busier ones.
+    evictions: VecDeque<RuleId>,
+    next_evictions: Instant,
     /// Rules put under an older number must go.
     flush: u64,
     flushes: Vec<Flushing>,
@@ -92,9 +130,11 @@ pub struct Worker {
     next_stats: Instant,
     /// The place in the table where the reading of counts goes on; `None` between two readings.
     stats_at: Option<usize>,
-    refused: [usize; Refusal::ALL.len()],
+    refused: [usize; Reason::ALL.len()],
+    short: [usize; Reason::ALL.len()],
+    full_rules: usize,
+    confirmed_rules: usize,
     tally: Tally,
-    report: StdArc<StdMutex<Report>>,
     stopped: bool,
 }
 
@@ -121,15 +161,16 @@ struct Flushing {
     number: u64,
     left: usize,
     removed: usize,
-    reply: oneshot::Sender<Flushed>,
+    gathering: StdArc<Gathering>,
 }
 
 /// What is to be done about a rule next.
 enum Step {
     /// All is as wanted.
     Bind,
-    Put(StdArc<Wants>),
-    Replace(StdArc<Wants>),
+    /// Takes it as far as `Done` says.
+    Put(StdArc<Wants>, Done),
+    Replace(StdArc<Wants>, Done),
     Remove,
     /// It is wanted, but cannot be put, or not yet.
     Wait,
@@ -141,40 +182,46 @@ enum Step {
 }
 
 impl Worker {
-    pub(super) fn new(
-        queue: Arc<Lanes>,
-        device: &dyn backend::Device,
-        start: Instant,
-        config: &super::OffloadConfig,
-        report: StdArc<StdMutex<Report>>,
-    ) -> Worker {
-        let device = Device::new(device);
+    /// Worker number `id` of `crew`. `convalescent`: the device was restarted.
+    pub(super) fn new(id: usize, crew: StdArc<Crew>, config: &super::OffloadConfig, convalescent: bool) -> Worker {
+        let start = Instant::now();
         Worker {
-            consumer: Consumer::new(queue),
-            marks: MarkPool::new(device.caps.mark_bits.min(config.mark_bits)),
-            device,
-            start,
+            id,
+            consumer: Consumer::new(Arc::clone(&crew.lanes[id])),
+            device: Device::new(id, StdArc::clone(&crew)),
             rules: Installed::default(),
+            shards: std::array::from_fn(|shard| crew.route(shard) == id),
+            held: Vec::new(),
             quarantine: VecDeque::new(),
             next_quarantine_look: start,
+            convalescent,
+            recovery: Vec::new(),
             ports: BTreeMap::new(),
             mailboxes: Vec::new(),
+            enabled: crew.settings.is_enabled(),
             todo: VecDeque::new(),
             timers: BinaryHeap::new(),
-            waiting: BTreeMap::new(),
-            next_ticket: 0,
+            delayed: VecDeque::new(),
+            next_operation: None,
+            waiting: Waiting::default(),
             room: 0,
+            room_known: crew.room_so_far(),
             full: false,
             next_probe: start,
+            evictions: VecDeque::new(),
+            next_evictions: start,
             flush: 0,
             flushes: Vec::new(),
             stats_interval: config.stats_interval,
             next_stats: start + config.stats_interval,
             stats_at: None,
-            refused: [0; Refusal::ALL.len()],
+            refused: [0; Reason::ALL.len()],
+            short: [0; Reason::ALL.len()],
+            full_rules: 0,
+            confirmed_rules: 0,
             tally: Tally::default(),
-            report,
             stopped: false,
+            crew,
         }
     }
 
@@ -200,7 +247,7 @@ impl Worker {
             // It was given up while it hung in the device.
             None => drop(self.stop(now, now)),
         }
-        if self.stopped {
+        if self.stopped || !self.is_well(now) {
             return self.publish();
         }
         // Right after the messages: any port that was added before a mark retired is known by now.
@@ -212,22 +259,15 @@ impl Worker {
                 break;
             }
         }
-        for _ in 0..BATCH {
-            let Some(id) = self.todo.pop_front() else { break };
-            self.reconcile(id, now);
-            if self.consumer.has_messages() {
-                break;
-            }
-        }
-        for _ in 0..BATCH {
-            let Some(id) = self.next_timer(now) else { break };
-            self.reconcile(id, now);
-            if self.consumer.has_messages() {
-                break;
-            }
-        }
+        self.go_through(now, |worker, _| worker.todo.pop_front());
+        self.go_through(now, Worker::next_timer);
+        self.go_through(now, Worker::next_delayed);
         self.admit_waiting(now);
+        self.evict(now);
         for _ in 0..PUTS {
+            if !self.may_operate(now) {
+                break;
+            }
             let Some(cell) = self.consumer.next_put() else { break };
             self.visit(&cell, now);
             if self.consumer.is_urgent() {
@@ -238,26 +278,68 @@ impl Worker {
         self.publish();
     }
 
+    /// Looks at the rules that `next` names, a batch of them.
+    fn go_through(&mut self, now: Instant, next: impl Fn(&mut Worker, Instant) -> Option<RuleId>) {
+        for _ in 0..BATCH {
+            let Some(id) = next(self, now) else { break };
+            self.reconcile(id, now);
+            if self.consumer.has_messages() {
+                break;
+            }
+        }
+    }
+
+    /// Whether the device may be used: after a restart not before the receive queues have turned over. Then its marks may be
+    /// trusted again.
+    fn is_well(&mut self, now: Instant) -> bool {
+        if !self.convalescent {
+            return true;
+        }
+        self.recovery.retain(|(queue, point)| !queue.turned_over_since(point));
+        if self.recovery.is_empty() {
+            self.convalescent = false;
+            if self.crew.off().is_none() {
+                self.crew.fence.lower();
+            }
+            return true;
+        }
+        self.next_quarantine_look = now + QUARANTINE_LOOK;
+        self.ring_pollers();
+        false
+    }
+
     /// Whether another turn at `now` would find something to do.
     pub fn has_work(&self, now: Instant) -> bool {
-        self.consumer.has_work()
+        if self.convalescent {
+            return self.consumer.has_messages();
+        }
+        let puts = self.next_operation.is_none_or(|due| due <= now);
+        (if puts { self.consumer.has_work() } else { self.consumer.is_urgent() })
             || !self.todo.is_empty()
-            || (self.room > 0 && !self.waiting.is_empty())
+            || (puts && !self.delayed.is_empty())
+            || ((self.room > 0 || self.room_known != self.crew.room_so_far()) && !self.waiting.is_empty())
+            || !self.evictions.is_empty()
             || self.stats_at.is_some()
             || self.next_due().is_some_and(|due| due <= now)
     }
 
     /// When something falls due by itself.
     fn next_due(&self) -> Option<Instant> {
+        if self.convalescent {
+            return Some(self.next_quarantine_look);
+        }
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
         let quarantine = (!self.quarantine.is_empty()).then_some(self.next_quarantine_look);
         let probe = (!self.waiting.is_empty()).then_some(self.next_probe);
-        let stats = (self.rules.in_device() > 0).then_some(self.next_stats);
-        [timer, quarantine, probe, stats].into_iter().flatten().min()
+        let stats = (!self.rules.is_empty()).then_some(self.next_stats);
+        [timer, quarantine, probe, stats, self.next_operation].into_iter().flatten().min()
     }
 
     /// An owner of a megaflow asked for attention.
     fn visit(&mut self, cell: &Arc<OffloadCell>, now: Instant) {
+        if !self.is_ours(cell) {
+            return;
+        }
         let known = self.rules.find(cell.hash(), cell.matching());
         if cell.is_dead() {
             match known {
@@ -277,26 +359,30 @@ impl Worker {
 
     /// Takes steps until the device has what the owners want, or cannot have it now.
     fn reconcile(&mut self, id: RuleId, now: Instant) {
+        let mut request = Request::Put;
         loop {
             self.bury_the_dead(id);
             match self.next_step(id, now) {
-                Step::Bind => return self.bind(id),
-                Step::Put(wants) => {
-                    if self.put(id, &wants, now) {
+                Step::Bind => return self.bind(id, request, now),
+                Step::Put(..) | Step::Replace(..) if !self.may_operate(now) => return self.delay(id),
+                Step::Put(wants, done) => {
+                    if self.put(id, &wants, done, now) {
                         return;
                     }
                 }
-                Step::Replace(wants) => {
-                    if self.replace(id, &wants, now) {
-                        return self.bind(id);
+                Step::Replace(wants, done) => {
+                    request = Request::Modify;
+                    if self.replace(id, &wants, done, now) {
+                        return self.bind(id, request, now);
                     }
                 }
                 Step::Remove => {
+                    request = Request::Modify;
                     if !self.remove(id, now) {
                         return;
                     }
                 }
-                Step::Refuse(trouble) => return self.refuse(id, trouble),
+                Step::Refuse(trouble) => return self.refuse(id, trouble, now),
                 Step::Wait => return self.show_trouble(id),
                 Step::Rest => return,
                 Step::Forget => {
@@ -312,45 +398,54 @@ impl Worker {
         let Some(rule) = self.rules.get(id) else { return Step::Rest };
         let newest = rule.living().map(|owner| owner.wants()).max_by_key(|wants| wants.decision);
         let served = self.serves(rule.in_port());
+        let able = |wants: &Wants| self.crew.caps.check(&rule.matching, &wants.actions);
         match (&rule.has, newest) {
             (Some(has), wants) => {
-                let wants = wants.filter(|_| served && !rule.condemned && has.flush >= self.flush);
-                match wants {
+                let keep = served && self.enabled && !rule.condemned && !rule.evicted && has.flush >= self.flush;
+                match wants.filter(|_| keep).and_then(|wants| Some((able(&wants).ok()?, wants))) {
                     None if rule.stuck.as_ref().is_some_and(|stuck| !stuck.is_due(now)) => Step::Rest,
                     None => Step::Remove,
-                    // A device that only marks has no actions that could be out of date.
-                    Some(_) if has.level == Level::Mark && self.device.caps.level == Level::Mark => Step::Bind,
-                    Some(wants) if has.actions == wants.actions => Step::Bind,
-                    Some(wants) if self.device.caps.replace_in_place => Step::Replace(wants),
+                    // Where a rule only marks, the device has no actions that could be out of date.
+                    Some((done, _)) if has.level == Level::Mark && done.level == Level::Mark => Step::Bind,
+                    Some((_, wants)) if has.actions == wants.actions && !rule.retry => Step::Bind,
+                    Some((done, wants)) if self.crew.caps.replace_in_place => Step::Replace(wants, done),
                     Some(_) => Step::Remove,
                 }
             }
             (None, None) => Step::Forget,
             (None, Some(wants)) => {
-                let refuse = |why, text: String| Step::Refuse(Trouble::new(why, text, wants.decision, now, None));
-                if let Some(why) = &self.device.off {
-                    return refuse(Refusal::NoDevice, why.clone());
+                let refuse = |why, text: &str| Step::Refuse(Trouble::new(why, text, wants.decision, now));
+                if let Some(why) = self.crew.off() {
+                    return refuse(Reason::Off, why);
+                }
+                if !self.enabled {
+                    return refuse(Reason::Disabled, "offload is switched off");
                 }
                 if !served {
-                    return refuse(Refusal::NoDevice, "no device serves the port".to_owned());
+                    return refuse(Reason::Port, "no device serves the port");
                 }
-                if let Err(what) = self.device.caps.check(&rule.matching, &wants.actions) {
-                    return refuse(Refusal::Unsupported, what.to_string());
+                if rule.evicted {
+                    return refuse(Reason::Evicted, &format!("at {} packets a second", rule.pace.rate));
                 }
+                let done = match able(&wants) {
+                    Ok(done) => done,
+                    Err(what) => return Step::Refuse(Trouble::unsupported(what, wants.decision, now)),
+                };
                 match &rule.trouble {
                     Some(trouble) if !trouble.may_try(wants.decision, now) => Step::Wait,
-                    _ if self.full => refuse(Refusal::NoRoom, PutError::NoRoom.to_string()),
-                    _ => Step::Put(wants),
+                    _ if self.full => refuse(Reason::NoRoom, &PutError::NoRoom.to_string()),
+                    _ => Step::Put(wants, done),
                 }
             }
         }
     }
 
     /// Puts a rule that the device does not have. `true` when the rule needs no further look.
-    fn put(&mut self, id: RuleId, wants: &Wants, now: Instant) -> bool {
-        let Some(lease) = self.marks.take() else {
-            let text = format!("all {} marks are in use", self.marks.capacity());
-            self.refuse(id, Trouble::new(Refusal::NoMark, text, wants.decision, now, None));
+    fn put(&mut self, id: RuleId, wants: &Wants, able: Done, now: Instant) -> bool {
+        let Some(lease) = self.crew.take_mark() else {
+            let (_, capacity) = self.crew.marks_taken();
+            let text = format!("all {capacity} marks are in use");
+            self.refuse(id, Trouble::new(Reason::NoMark, text, wants.decision, now), now);
             return true;
         };
         if self.rules.in_device() == 0 {
@@ -358,7 +453,7 @@ impl Worker {
             self.device.was_reset();
         }
         let Some(rule) = self.rules.get(id) else {
-            self.marks.give_back(lease);
+            self.crew.give_mark_back(lease);
             return true;
         };
         rule.living().for_each(|owner| owner.set_outcome(Standing::Installing));
@@ -366,18 +461,29 @@ impl Worker {
             matching: &rule.matching,
             actions: &wants.actions,
             mark: lease.mark(),
-            level: self.device.caps.level,
+            level: able.level,
             in_port: rule.in_port(),
         };
         match self.device.put(install, &mut self.tally) {
             Ok((handle, done)) => {
-                let (actions, level) = (wants.actions.clone(), done.level);
-                let has = InDevice { handle, level, lease, actions, flush: self.flush, stats: FlowStats::default() };
-                if let Some(attached) = rule.in_port().and_then(|port| self.ports.get_mut(&port)) {
-                    attached.rules += 1;
-                }
-                self.rules.set_has(id, Some(has));
+                rule.living().for_each(|owner| owner.begin_reading());
+                let has = InDevice {
+                    handle,
+                    level: done.level,
+                    lease,
+                    actions: wants.actions.clone(),
+                    short: done.short.or(able.short),
+                    flush: self.flush,
+                    since: now,
+                    stats: FlowStats::default(),
+                    confirmed: false,
+                };
                 self.set_trouble(id, None);
+                self.rules.set_has(id, Some(has));
+                self.count_has(id, true);
+                if let Some(rule) = self.rules.get_mut(id) {
+                    rule.retry = false;
+                }
                 // Another look: an owner may have died or changed its mind meanwhile.
                 false
             }
@@ -385,7 +491,7 @@ impl Worker {
                 match error {
                     // A device that failed may have had the rule for a moment.
                     PutError::Device(_) => self.retire(id, lease, Owners::new()),
-                    PutError::Unsupported(_) | PutError::NoRoom => self.marks.give_back(lease),
+                    PutError::Unsupported(_) | PutError::NoRoom => self.crew.give_mark_back(lease),
                 }
                 self.fail(id, error, wants.decision, now);
                 true
@@ -395,7 +501,7 @@ impl Worker {
 
     /// Changes a rule in place. `false` when it failed: then the rule stands with actions that nobody wants, so it is
     /// condemned. Its mark stays its own until the device has forgotten it.
-    fn replace(&mut self, id: RuleId, wants: &Wants, now: Instant) -> bool {
+    fn replace(&mut self, id: RuleId, wants: &Wants, able: Done, now: Instant) -> bool {
         let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else {
             return false;
         };
@@ -403,22 +509,34 @@ impl Worker {
             matching: &rule.matching,
             actions: &wants.actions,
             mark: has.lease.mark(),
-            level: self.device.caps.level,
+            level: able.level,
             in_port: rule.in_port(),
         };
         let result = self.device.replace(has.handle, install, &mut self.tally);
+        self.count_has(id, false);
         let Some(rule) = self.rules.get_mut(id) else { return false };
-        match (result, rule.has.as_mut()) {
+        rule.retry = false;
+        let replaced = match (result, rule.has.as_mut()) {
             (Ok(done), Some(has)) => {
                 has.level = done.level;
+                has.short = done.short.or(able.short);
                 has.actions = wants.actions.clone();
-                self.set_trouble(id, None);
-                // It may be out of date again already; then the flow stands in a lane, and will be looked at.
-                true
+                Ok(true)
             }
-            (Ok(_), None) => false,
+            (Ok(_), None) => Ok(false),
             (Err(error), _) => {
                 rule.condemned = true;
+                Err(error)
+            }
+        };
+        self.count_has(id, true);
+        match replaced {
+            Ok(replaced) => {
+                self.set_trouble(id, None);
+                // It may be out of date again already; then the flow stands in a lane, and will be looked at.
+                replaced
+            }
+            Err(error) => {
                 self.fail(id, error, wants.decision, now);
                 false
             }
@@ -436,16 +554,17 @@ impl Worker {
         }
         match self.device.delete(has.handle, &mut self.tally) {
             Ok(stats) => {
-                self.credit(id, stats);
+                self.credit(id, stats, now);
                 self.forgotten(id);
                 self.full = false;
-                self.room += 1;
+                self.room_appeared();
                 true
             }
             Err(DeleteError(text)) => {
                 let Some(rule) = self.rules.get_mut(id) else { return false };
                 rule.condemned = true;
-                let stuck = Trouble::new(Refusal::Device, text, 0, now, None).after(rule.stuck.as_ref(), rule.hash);
+                let stuck =
+                    Trouble::new(Reason::Device, text, 0, now).after(rule.stuck.as_ref()).backing_off(rule.hash);
                 let due = stuck.next;
                 rule.stuck = Some(stuck);
                 self.timers.extend(due.map(|due| Reverse((due, id))));
@@ -456,6 +575,7 @@ impl Worker {
 
     /// The device has no such rule any more: its mark leaves.
     fn forgotten(&mut self, id: RuleId) {
+        self.count_has(id, false);
         let Some(has) = self.rules.set_has(id, None) else { return };
         let mut unbinding = Owners::new();
         if let Some(rule) = self.rules.get_mut(id) {
@@ -463,6 +583,7 @@ impl Worker {
             rule.stuck = None;
             unbinding.extend(rule.living().cloned());
         }
+        self.set_short(id, None);
         self.retire(id, has.lease, unbinding);
         for flush in &mut self.flushes {
             if has.flush < flush.number {
@@ -472,9 +593,6 @@ impl Worker {
         }
         self.end_flushes();
         if let Some(port) = self.rules.get(id).and_then(Rule::in_port) {
-            if let Some(attached) = self.ports.get_mut(&port) {
-                attached.rules -= 1;
-            }
             self.detach(port);
         }
     }
@@ -488,12 +606,29 @@ impl Worker {
     }
 
     /// The owners learn their mark.
-    fn bind(&mut self, id: RuleId) {
+    fn bind(&mut self, id: RuleId, request: Request, now: Instant) {
+        self.explain_shortfall(id, now);
         let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
         for owner in rule.living() {
             OffloadCell::publish_mark(owner, Some(has.lease.mark()));
             owner.set_outcome(Standing::Offloaded(has.level));
-            answer(owner, self.start, &mut self.tally);
+            owner.set_trouble(rule.short.as_ref());
+            answer(owner, request, self.crew.start, &mut self.tally);
+        }
+    }
+
+    /// Says why a rule is at a lower level than the device offers.
+    fn explain_shortfall(&mut self, id: RuleId, now: Instant) {
+        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
+        if has.level == Level::Full || self.crew.caps.level == Level::Mark {
+            return self.set_short(id, None);
+        }
+        let Some(wants) = rule.living().map(|owner| owner.wants()).max_by_key(|wants| wants.decision) else { return };
+        // The actions may have changed without a word to the device, which does not have them.
+        let able = self.crew.caps.check(&rule.matching, &wants.actions).ok().and_then(|done| done.short);
+        let Some(what) = able.or(has.short) else { return self.set_short(id, None) };
+        if rule.short.as_ref().is_none_or(|short| *short.text != *what.to_string()) {
+            self.set_short(id, Some(StdArc::new(Trouble::unsupported(what, wants.decision, now))));
         }
     }
 
@@ -501,6 +636,9 @@ impl Worker {
     fn bury_the_dead(&mut self, id: RuleId) {
         let Some(rule) = self.rules.get_mut(id) else { return };
         if rule.has.is_some() && rule.living().next().is_none() {
+            return;
+        }
+        if !rule.owners.iter().any(|owner| owner.is_dead()) {
             return;
         }
         let (dead, alive) = rule.owners.drain(..).partition::<Owners, _>(|owner| owner.is_dead());
@@ -511,40 +649,44 @@ impl Worker {
     fn bury(&mut self, cell: &Arc<OffloadCell>) {
         OffloadCell::publish_mark(cell, None);
         cell.set_outcome(Standing::Gone);
-        answer(cell, self.start, &mut self.tally);
+        cell.settle_estate();
+        answer(cell, Request::Delete, self.crew.start, &mut self.tally);
     }
 
     /// A put or a replace failed.
     fn fail(&mut self, id: RuleId, error: PutError, decision: u64, now: Instant) {
-        let text = error.to_string();
         let why = match error {
-            PutError::Unsupported(_) => Refusal::Unsupported,
-            PutError::NoRoom => Refusal::NoRoom,
-            PutError::Device(_) if self.device.off.is_some() => Refusal::NoDevice,
-            PutError::Device(_) => Refusal::Device,
+            PutError::Unsupported(what) => what.into(),
+            PutError::NoRoom => Reason::NoRoom,
+            PutError::Device(_) if self.crew.off().is_some() => Reason::Off,
+            PutError::Device(_) => Reason::Device,
         };
-        self.full |= why == Refusal::NoRoom;
-        self.refuse(id, Trouble::new(why, text, decision, now, None));
+        let text = match error {
+            PutError::Device(words) => words,
+            PutError::Unsupported(what) => what.to_string(),
+            PutError::NoRoom => error.to_string(),
+        };
+        self.full |= why == Reason::NoRoom;
+        self.refuse(id, Trouble::new(why, text, decision, now), now);
     }
 
     /// Records why a rule is not as wanted, and sees to it that it is tried again if that can help.
-    fn refuse(&mut self, id: RuleId, trouble: Trouble) {
+    fn refuse(&mut self, id: RuleId, trouble: Trouble, now: Instant) {
         let Some(rule) = self.rules.get_mut(id) else { return };
-        let mut trouble = trouble;
-        match trouble.why {
-            Refusal::Device => trouble = trouble.after(rule.trouble.as_ref(), rule.hash),
-            Refusal::NoRoom | Refusal::NoMark if rule.ticket.is_none() => {
-                rule.ticket = Some(self.next_ticket);
-                if self.waiting.is_empty() {
-                    self.next_probe = trouble.last + PROBE;
-                }
-                self.waiting.insert(self.next_ticket, id);
-                self.next_ticket += 1;
+        let mut trouble = trouble.after(rule.trouble.as_deref());
+        if trouble.why == Reason::Device {
+            trouble = trouble.backing_off(rule.hash);
+        }
+        rule.evicted = false;
+        if trouble.why.is_want_of_room() && rule.ticket.is_none() {
+            if self.waiting.is_empty() {
+                self.next_probe = trouble.last + PROBE;
+                self.next_evictions = self.next_evictions.max(now + self.stats_interval);
             }
-            _ => {}
+            rule.ticket = Some(self.waiting.add(rule.pace.rate, id));
         }
         self.timers.extend(trouble.next.map(|due| Reverse((due, id))));
-        self.set_trouble(id, Some(trouble));
+        self.set_trouble(id, Some(StdArc::new(trouble)));
         self.show_trouble(id);
     }
 
@@ -554,23 +696,72 @@ impl Worker {
         };
         for owner in rule.living() {
             owner.set_outcome(Standing::Refused(trouble.why));
-            answer(owner, self.start, &mut self.tally);
+            owner.set_trouble(Some(trouble));
+            answer(owner, Request::Put, self.crew.start, &mut self.tally);
         }
     }
 
-    fn set_trouble(&mut self, id: RuleId, trouble: Option<Trouble>) {
+    fn set_trouble(&mut self, id: RuleId, trouble: Option<StdArc<Trouble>>) {
         let Some(rule) = self.rules.get_mut(id) else { return };
         let why = trouble.as_ref().map(|trouble| trouble.why);
         if let Some(why) = why {
             self.refused[why as usize] += 1;
         }
-        if !matches!(why, Some(Refusal::NoRoom | Refusal::NoMark))
+        if !why.is_some_and(Reason::is_want_of_room)
             && let Some(ticket) = rule.ticket.take()
         {
-            self.waiting.remove(&ticket);
+            self.waiting.remove(ticket);
         }
         if let Some(before) = std::mem::replace(&mut rule.trouble, trouble) {
             self.refused[before.why as usize] -= 1;
+        }
+    }
+
+    fn set_short(&mut self, id: RuleId, short: Option<StdArc<Trouble>>) {
+        let Some(rule) = self.rules.get_mut(id) else { return };
+        if let Some(short) = &short {
+            self.short[short.why as usize] += 1;
+        }
+        if let Some(before) = std::mem::replace(&mut rule.short, short) {
+            self.short[before.why as usize] -= 1;
+        }
+    }
+
+    /// Counts the troubles of a rule that comes from another worker, or goes to one.
+    fn count_trouble(&mut self, rule: &Rule, comes: bool) {
+        let change = |counts: &mut [usize], trouble: &Option<StdArc<Trouble>>| {
+            if let Some(trouble) = trouble {
+                let count = &mut counts[trouble.why as usize];
+                *count = if comes { *count + 1 } else { *count - 1 };
+            }
+        };
+        change(&mut self.refused, &rule.trouble);
+        change(&mut self.short, &rule.short);
+    }
+
+    /// Counts a rule in the device that comes, or goes.
+    fn count_in_device(&mut self, rule: &Rule, comes: bool) {
+        let Some(has) = &rule.has else { return };
+        self.count(has.level, has.confirmed, rule.in_port(), comes);
+    }
+
+    /// The same of a rule that is in the table.
+    fn count_has(&mut self, id: RuleId, comes: bool) {
+        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
+        self.count(has.level, has.confirmed, rule.in_port(), comes);
+    }
+
+    fn count(&mut self, level: Level, confirmed: bool, port: Option<PortNo>, comes: bool) {
+        let change = |count: &mut usize| *count = if comes { *count + 1 } else { count.saturating_sub(1) };
+        if level == Level::Full {
+            change(&mut self.full_rules);
+        }
+        if confirmed {
+            change(&mut self.confirmed_rules);
+        }
+        // A rule of a port that was let go before it came is not counted when it goes, either.
+        if let Some(attached) = port.and_then(|port| self.ports.get_mut(&port)) {
+            change(&mut attached.rules);
         }
     }
 
@@ -583,8 +774,46 @@ impl Worker {
         self.timers.pop().map(|Reverse((_, id))| id)
     }
 
-    /// Rules that waited for room or a mark try, one for each that was given back.
+    /// Whether the limit of operations lets one through.
+    fn may_operate(&mut self, now: Instant) -> bool {
+        self.next_operation = self.crew.may_operate(now).err();
+        self.next_operation.is_none()
+    }
+
+    /// It is not the rule's turn yet.
+    fn delay(&mut self, id: RuleId) {
+        let Some(rule) = self.rules.get_mut(id) else { return };
+        rule.living().filter(|_| rule.has.is_none()).for_each(|owner| owner.set_outcome(Standing::Queued));
+        if !std::mem::replace(&mut rule.delayed, true) {
+            self.delayed.push_back(id);
+        }
+    }
+
+    /// The rule that has been delayed for longest, if it is its turn.
+    fn next_delayed(&mut self, now: Instant) -> Option<RuleId> {
+        if self.delayed.is_empty() || !self.may_operate(now) {
+            return None;
+        }
+        let id = self.delayed.pop_front()?;
+        if let Some(rule) = self.rules.get_mut(id) {
+            rule.delayed = false;
+        }
+        Some(id)
+    }
+
+    /// A rule or a mark was given back.
+    fn room_appeared(&mut self) {
+        self.crew.freed(self.id);
+    }
+
+    /// Rules that waited for room or a mark try, one for each that was given back by any worker, the busiest first.
     fn admit_waiting(&mut self, now: Instant) {
+        let appeared = self.crew.room_so_far();
+        if appeared != self.room_known {
+            self.room += (appeared - self.room_known) as usize;
+            self.room_known = appeared;
+            self.full = false;
+        }
         if !self.waiting.is_empty() && now >= self.next_probe {
             // Room may appear by itself.
             self.next_probe = now + PROBE;
@@ -592,18 +821,22 @@ impl Worker {
             self.room += 1;
         }
         for _ in 0..BATCH {
-            if self.room == 0 {
+            if self.room == 0 || self.waiting.is_empty() || !self.may_operate(now) {
                 break;
             }
-            let Some((_, id)) = self.waiting.pop_first() else { break };
+            let Some(id) = self.waiting.pop() else { break };
             let Some(rule) = self.rules.get_mut(id) else { continue };
             rule.ticket = None;
             if let Some(trouble) = &mut rule.trouble {
-                trouble.next = Some(now);
+                StdArc::make_mut(trouble).next = Some(now);
             }
             self.reconcile(id, now);
             // One that turned out to be dead leaves the room to the next.
             self.room -= usize::from(self.rules.get(id).is_some());
+            if self.full {
+                // Somebody else was quicker.
+                self.room = 0;
+            }
             if self.consumer.has_messages() {
                 break;
             }
@@ -624,9 +857,9 @@ impl Worker {
             let Some(leaving) = self.quarantine.pop_front() else { break };
             let Leaving { mark, port, mut unbinding } = leaving;
             unbinding.retain(|owner| !owner.is_delivered());
-            let mark = if unbinding.is_empty() { self.marks.release(mark) } else { Err(mark) };
+            let mark = if unbinding.is_empty() { self.crew.release_mark(mark) } else { Err(mark) };
             match mark {
-                Ok(()) => self.room += 1,
+                Ok(()) => self.room_appeared(),
                 Err(mark) => {
                     held = true;
                     self.quarantine.push_back(Leaving { mark, port, unbinding });
@@ -634,46 +867,14 @@ impl Worker {
             }
         }
         if held {
-            // A sleeping poller does not look at its queues by itself.
-            self.mailboxes.retain(|mailbox| !mailbox.is_closed());
-            self.mailboxes.iter().for_each(|mailbox| mailbox.ring());
+            self.ring_pollers();
         }
     }
 
-    /// Asks the device whether it is still the one that the rules were put into, and what it has counted.
-    fn read_device(&mut self, now: Instant) {
-        if self.stats_at.is_none() {
-            if now < self.next_stats || self.rules.in_device() == 0 {
-                return;
-            }
-            self.next_stats = now + self.stats_interval;
-            if self.device.was_reset() {
-                return self.start_over();
-            }
-            self.stats_at = Some(0);
-        }
-        let (ids, next) = self.rules.slice(self.stats_at.unwrap_or(0), BATCH);
-        self.stats_at = (next > 0).then_some(next);
-        let handles: Vec<_> = ids.iter().filter_map(|&id| Some(self.rules.get(id)?.has.as_ref()?.handle)).collect();
-        let Some(all) = self.device.stats(&handles) else { return };
-        for (id, stats) in ids.into_iter().zip(all) {
-            self.credit(id, stats);
-        }
-    }
-
-    /// Adds what a rule has counted since the last reading to its flow. Of several owners one gets it, so that the
-    /// sum is right.
-    fn credit(&mut self, id: RuleId, stats: FlowStats) {
-        let Some(rule) = self.rules.get_mut(id) else { return };
-        let Some(has) = &mut rule.has else { return };
-        let more = stats.since(&has.stats);
-        has.stats = stats;
-        // Packets that were only marked come to a poller, which counts them.
-        if has.level == Level::Full
-            && let Some(owner) = rule.owners.iter().find(|owner| !owner.is_dead()).or(rule.owners.first())
-        {
-            owner.add_device_stats(&more);
-        }
+    /// A sleeping poller does not look at its queues by itself.
+    fn ring_pollers(&mut self) {
+        self.mailboxes.retain(|mailbox| !mailbox.is_closed());
+        self.mailboxes.iter().for_each(|mailbox| mailbox.ring());
     }
 
     /// The device was reset at some moment since it was last asked. Rules put after that moment are in it and stamp
@@ -683,8 +884,7 @@ impl Worker {
         if self.device.flush(&self.rules.handles()) {
             return self.forget_all();
         }
-        let (ids, _) = self.rules.slice(0, usize::MAX);
-        for id in ids {
+        for id in self.rules.all_in_device() {
             if let Some(rule) = self.rules.get_mut(id) {
                 rule.condemned = true;
             }
@@ -695,8 +895,7 @@ impl Worker {
 
     /// The device has no rule any more.
     fn forget_all(&mut self) {
-        let (ids, _) = self.rules.slice(0, usize::MAX);
-        for id in ids {
+        for id in self.rules.all_in_device() {
             if let Some(rule) = self.rules.get(id) {
                 for owner in &rule.owners {
                     OffloadCell::publish_mark(owner, None);
@@ -708,10 +907,11 @@ impl Worker {
         }
         self.full = false;
         self.stats_at = None;
+        self.room_appeared();
     }
 
     fn serves(&self, port: Option<PortNo>) -> bool {
-        self.device.off.is_none()
+        self.crew.off().is_none()
             && match port {
                 Some(port) => self.ports.get(&port).is_some_and(|attached| !attached.leaving),
                 None => !self.ports.is_empty(),
@@ -719,21 +919,23 @@ impl Worker {
     }
 
     fn publish(&mut self) {
-        if self.device.off.is_some() && self.rules.in_device() > 0 {
+        if self.crew.off().is_some() && self.rules.in_device() > 0 {
             // Nothing can be asked of it any more, and its fence keeps its marks away.
             self.forget_all();
         }
-        let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let post = &self.crew.posts[self.id];
+        post.waiting.store(self.waiting.len(), Ordering::Relaxed);
+        post.in_device.store(self.rules.in_device(), Ordering::Relaxed);
+        let mut report = post.report();
         report.take(&mut self.tally);
-        report.off.clone_from(&self.device.off);
         report.rules = self.rules.in_device();
+        report.rules_full = self.full_rules;
+        report.rules_confirmed = self.confirmed_rules;
         report.megaflows = self.rules.len();
+        report.waiting = self.waiting.len();
         report.refused = self.refused;
-        report.marks = MarkCounts {
-            in_use: self.marks.taken() - self.quarantine.len() as u64,
-            quarantined: self.quarantine.len() as u64,
-            capacity: self.marks.capacity(),
-        };
+        report.short = self.short;
+        report.quarantined = self.quarantine.len() as u64;
         if !report.ports.iter().map(|row| row.number).eq(self.ports.keys().copied()) {
             let row = |a: &Attached| PortRow { number: a.info.number, name: a.info.name.clone() };
             report.ports = self.ports.values().map(row).collect();
@@ -745,14 +947,14 @@ impl Drop for Worker {
     /// A worker that ends by a panic of its own leaves nobody to watch the device: its marks are ignored from now on.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.device.fence.raise();
-            let mut report = self.report.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            report.off = Some("the offload worker panicked".to_owned());
+            let why = format!("offload worker {} panicked", self.id);
+            log::error!("offload is off: {why}");
+            self.crew.fail(why);
         }
     }
 }
 
-fn answer(cell: &OffloadCell, start: Instant, tally: &mut Tally) {
+fn answer(cell: &OffloadCell, request: Request, start: Instant, tally: &mut Tally) {
     // The end of a request is now, whenever the turn began.
-    tally.latency.extend(cell.answer(since(start, Instant::now())));
+    tally.latency.extend(cell.answer(since(start, Instant::now())).map(|time| (request, time)));
 }

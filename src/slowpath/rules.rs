@@ -19,6 +19,9 @@ use crate::flow::{Assign, Match, PortNo};
 /// The most rules that a set holds.
 pub const MAX_RULES: usize = 1_000_000;
 
+/// How late the counts of a device may come: a second between its readings, half of one between sweeps, and some.
+const DEVICE_LAG: Duration = Duration::from_secs(2);
+
 /// The priority of a rule that names none.
 pub const DEFAULT_PRIORITY: u16 = 32_768;
 
@@ -96,7 +99,9 @@ impl Rule {
         let past = |since: Instant, seconds: u16| {
             seconds != 0 && now.saturating_duration_since(since) >= Duration::from_secs(seconds.into())
         };
-        past(self.stats.created(), self.spec.hard_timeout) || past(self.stats.used(), self.spec.idle_timeout)
+        past(self.stats.created(), self.spec.hard_timeout)
+            || (past(self.stats.used(), self.spec.idle_timeout)
+                && past(self.stats.used() + self.stats.lag(now), self.spec.idle_timeout))
     }
 
     fn is_timed(&self) -> bool {
@@ -115,11 +120,19 @@ pub struct RuleStats {
     bytes: AtomicU64,
     /// Nanoseconds from `created` to the last packet.
     used: AtomicU64,
+    /// Nanoseconds from `created` to when a device was last seen forwarding for it by itself; 0 = never.
+    watched: AtomicU64,
 }
 
 impl RuleStats {
     pub fn new(created: Instant) -> RuleStats {
-        RuleStats { created, packets: AtomicU64::new(0), bytes: AtomicU64::new(0), used: AtomicU64::new(0) }
+        RuleStats {
+            created,
+            packets: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            used: AtomicU64::new(0),
+            watched: AtomicU64::new(0),
+        }
     }
 
     /// Adds what a megaflow carried, the last of it at `used`. Only for deltas with packets in them.
@@ -128,6 +141,23 @@ impl RuleStats {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         let used = used.saturating_duration_since(self.created).as_nanos();
         self.used.fetch_max(u64::try_from(used).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// A device forwards packets for this rule by itself, as of `now`: their counts come late.
+    pub fn is_watched_by_device(&self, now: Instant) {
+        let watched = now.saturating_duration_since(self.created).as_nanos();
+        self.watched.store(u64::try_from(watched).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    }
+
+    /// How late the rule may hear of a packet.
+    fn lag(&self, now: Instant) -> Duration {
+        match self.watched.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            watched if now.saturating_duration_since(self.created + Duration::from_nanos(watched)) > DEVICE_LAG => {
+                Duration::ZERO
+            }
+            _ => DEVICE_LAG,
+        }
     }
 
     pub fn packets(&self) -> u64 {

@@ -15,6 +15,12 @@ impl Counter {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Takes `n` back, for counts of what there is.
+    #[inline]
+    pub fn subtract(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
     /// Replaces the count, for totals that a device keeps.
     #[inline]
     pub fn set(&self, n: u64) {

@@ -29,14 +29,14 @@ fn adopt(c: &mut Criterion) {
             // A worker that has taken no turn is not asleep.
             let device = sim::open(sim::Options::default(), Instant::now());
             let config = OffloadConfig { queue_limit: usize::MAX, ..OffloadConfig::default() };
-            let (offload, _worker) = Offload::assemble(&*device, Instant::now(), &config);
-            let agent = offload.agent(0, Box::new(|| {}));
+            let (offload, _worker) = Offload::assemble(device, Instant::now(), &config);
+            let agent = offload.agent(0, Box::new(|| {})).expect("there is a device");
             (0..flows).map(|n| adopt_one(&agent, n as u32)).sum()
         });
     });
     let device = sim::open(sim::Options::default(), Instant::now());
-    let offload = Offload::start(&*device, Instant::now(), OffloadConfig::default()).expect("a thread can be started");
-    let agent = offload.agent(0, Box::new(|| {}));
+    let offload = Offload::start(device, Instant::now(), OffloadConfig::default()).expect("a thread can be started");
+    let agent = offload.agent(0, Box::new(|| {})).expect("there is a device");
     let mut n = 0;
     g.bench_function("worker asleep", |b| {
         b.iter_custom(|flows| {

@@ -197,7 +197,7 @@ impl Rig {
     /// Removes every flow, so that the next packet of each is unknown again.
     pub fn forget(&mut self) {
         for index in 0..self.pipeline.table.flows.slots() {
-            if self.pipeline.table.remove(self.now, index).is_some() {
+            if self.pipeline.table.remove(self.now, index, None).is_some() {
                 self.pipeline.shared.forget(1);
             }
         }

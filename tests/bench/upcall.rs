@@ -17,13 +17,11 @@ pub fn bench(c: &mut Criterion) {
     g.throughput(Throughput::Elements(1));
     // The worker takes no turn, so it is never woken; it is measured by itself.
     let (offload, _worker) = Offload::assemble(
-        &*sim::open(sim::Options::default(), Instant::now()),
+        sim::open(sim::Options::default(), Instant::now()),
         Instant::now(),
         &OffloadConfig::default(),
     );
-    for (name, agent) in
-        [("without a device", None), ("and offload asked for", Some(offload.agent(0, Box::new(|| {}))))]
-    {
+    for (name, agent) in [("without a device", None), ("and offload asked for", offload.agent(0, Box::new(|| {})))] {
         let mut rig = Rig::new(agent);
         rig.traffic(FLOWS);
         // A rule for each, so that each gets a megaflow of its own.

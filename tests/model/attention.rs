@@ -154,8 +154,9 @@ fn output(port: u32) -> Actions {
 fn path() -> (Arc<AtomicUsize>, Offload, Worker, Agent, Instant) {
     let device = Arc::new(AtomicUsize::new(0));
     let config = OffloadConfig { stats_interval: Duration::from_secs(3_600), ..OffloadConfig::default() };
-    let (offload, mut worker) = Offload::assemble(&OneRule(Arc::clone(&device)), Instant::now(), &config);
-    let agent = offload.agent(0, Box::new(|| {}));
+    let (offload, mut worker) =
+        Offload::assemble(std::sync::Arc::new(OneRule(Arc::clone(&device))), Instant::now(), &config);
+    let agent = offload.agent(0, Box::new(|| {})).expect("there is a device");
     let now = Instant::now();
     offload.port_added(port(), Vec::new());
     worker.turn(now);

@@ -1,13 +1,14 @@
 //! What people can ask of the daemon, a table of commands a file.
 //!
 //! - [`dpctl`]: ports and flows of the datapath, as Open vSwitch's `dpctl` has them
-//! - [`offload`]: the device, its queue and its marks
+//! - [`offload`]: the device, its queue and its marks; `explain`: why a flow is not in it
 //! - [`rule`]: rules and stations
 //! - [`poller`]: what pollers did
 //! - [`process`]: the daemon itself
 //! - [`vlog`]: its log
 
 pub mod dpctl;
+mod explain;
 pub mod offload;
 pub mod poller;
 pub mod process;

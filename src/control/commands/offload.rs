@@ -1,4 +1,4 @@
-//! `dpif/offload-show`, `flow-flush`, `offload/*`: the device, its queue and its marks.
+//! `dpif/offload-show`, `flow-flush`, `offload/*`: the device, its queue, its marks, and why a flow is not in it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,27 +8,31 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use serde_json::json;
 
+use super::explain;
 use super::{DATAPATH, PATIENCE};
 use crate::control::answer::{Answer, CommandError};
 use crate::control::registry::{Command, Right, deadline};
 use crate::daemon::Daemon;
 use crate::flow::text::format_match;
-use crate::offload::Snapshot;
 use crate::offload::backend::PortCounts;
 use crate::offload::queue::QueueCounts;
-use crate::offload::report::{Outcomes, Percentiles, PortRow};
+use crate::offload::report::{Outcomes, Percentiles, PortRow, WorkerRow};
+use crate::offload::{Flushed, Snapshot, Wanted};
 
-/// How long `flow-flush` waits for the device unless told.
+/// How long `flow-flush` and `offload/pause` wait for the device unless told.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Marks asked of the worker at a time.
+/// How long a device that was given up may take to come back.
+const RESUME_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Marks asked of the workers at a time.
 const MARK_PAGE: usize = 1_000;
 
 pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
         name: "dpif/offload-show",
         usage: "",
-        help: "Shows the offload path: device, ports, rules, marks, queue, operations by outcome, latency from request to done.",
+        help: "Shows the offload path: device, ports, rules, marks, queue, operations by outcome, reasons, latency from request to done.",
         args: 0..=0,
         right: Right::Read,
         run: |daemon, _| Box::pin(async move { Ok(Answer::of(OffloadShow::new(&daemon))) }),
@@ -42,20 +46,65 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         run: |daemon, args| Box::pin(async move { flush(&daemon, &args).await }),
     },
     Command {
+        name: "offload/explain",
+        usage: "UFID|--all [REASON]",
+        help: "Says why a flow, or each flow, is not as far in the device as it could be; with REASON only those of that kind or reason.",
+        args: 1..=2,
+        right: Right::Read,
+        run: |daemon, args| Box::pin(async move { explain::explain(&daemon, &args).await }),
+    },
+    Command {
         name: "offload/mark-show",
         usage: "",
-        help: "Lists the marks in use: mark, ufid, the pollers that have the flow, packets that the device marked, megaflow.",
+        help: "Lists the marks in use: mark, ufid, the pollers that have the flow, packets that the device matched, megaflow.",
         args: 0..=0,
         right: Right::Read,
         run: |daemon, _| Box::pin(async move { marks(&daemon).await }),
     },
     Command {
+        name: "offload/pause",
+        usage: "",
+        help: "Switches offload off: removes every rule from the device, waits up to 10 s for that, and goes on in software.",
+        args: 0..=0,
+        right: Right::Write,
+        run: |daemon, _| Box::pin(async move { pause(&daemon).await }),
+    },
+    Command {
         name: "offload/queue-show",
         usage: "",
-        help: "Shows the offload queue: depth, limit, what came, coalesced, was refused, and how often its worker was woken.",
+        help: "Shows each offload worker's queue: depth, limit, what came, coalesced, was refused, how often it was woken; and its times.",
         args: 0..=0,
         right: Right::Read,
-        run: |daemon, _| Box::pin(async move { Ok(Answer::of(QueueShow(daemon.switch.offload.queue()))) }),
+        run: |daemon, _| Box::pin(async move { Ok(Answer::of(QueueShow::new(&daemon))) }),
+    },
+    Command {
+        name: "offload/resume",
+        usage: "",
+        help: "Switches offload on again; a device that hung or failed is restarted first, and filled anew.",
+        args: 0..=0,
+        right: Right::Write,
+        run: |daemon, _| Box::pin(async move { resume(daemon).await }),
+    },
+    Command {
+        name: "offload/set",
+        usage: "[KEY=VALUE]...",
+        help: "Changes settings until the next reload: threads, min-packets, min-age, min-rate, operation-rate. Without any, shows them.",
+        args: 0..=5,
+        right: Right::Write,
+        run: |daemon, args| Box::pin(async move { set(&daemon, &args) }),
+    },
+    Command {
+        name: "offload/stats-clear",
+        usage: "",
+        help: "Sets the counts of operations and the percentiles of dpif/offload-show back to nothing.",
+        args: 0..=0,
+        right: Right::Write,
+        run: |daemon, _| {
+            Box::pin(async move {
+                daemon.switch.offload.clear_counts();
+                Ok(Answer::nothing())
+            })
+        },
     },
 ];
 
@@ -73,7 +122,7 @@ struct OffloadShow {
 impl OffloadShow {
     fn new(daemon: &Daemon) -> OffloadShow {
         let snapshot = daemon.switch.offload.snapshot();
-        let enabled = daemon.switch.offload.has_device() && snapshot.off.is_none();
+        let enabled = daemon.switch.offload.has_device() && snapshot.off.is_none() && snapshot.settings.enabled;
         let counts = |row: &PortRow| Some((row.name.clone(), daemon.switch.device_counts(row.number)?));
         let port_counts = snapshot.ports.iter().filter_map(counts).collect();
         OffloadShow { enabled, datapath: DATAPATH, snapshot, port_counts }
@@ -99,16 +148,17 @@ impl fmt::Display for OffloadShow {
         }
         let capacity = snapshot.capacity.map_or("no limit".into(), |rules| rules.to_string());
         writeln!(f, "  level: {}", snapshot.level)?;
-        writeln!(f, "  rules in use: {} of {capacity}", snapshot.rules)?;
+        writeln!(
+            f,
+            "  rules in use: {} of {capacity} (full: {}, confirmed by hits: {})",
+            snapshot.rules, snapshot.rules_full, snapshot.rules_confirmed
+        )?;
         writeln!(f, "  megaflows known: {}", snapshot.megaflows)?;
         let marks = &snapshot.marks;
         writeln!(f, "  marks in use: {} of {} (quarantined: {})", marks.in_use, marks.capacity, marks.quarantined)?;
         let queue = &snapshot.queue;
-        writeln!(
-            f,
-            "  queue depth: {} of {} (highest: {}, bytes: {})",
-            queue.depth, queue.limit, queue.high_water, snapshot.queue_bytes
-        )?;
+        writeln!(f, "  workers: {}", snapshot.workers.len())?;
+        writeln!(f, "  queue depth: {} of {} (highest: {})", queue.depth, queue.limit, queue.high_water)?;
         writeln!(f, "  operations:        done   unsupported  no room  device error")?;
         let operations = &snapshot.operations;
         for (name, outcomes) in [("put", operations.put), ("modify", operations.modify), ("delete", operations.delete)]
@@ -119,10 +169,20 @@ impl fmt::Display for OffloadShow {
         for (reason, megaflows) in &snapshot.refused {
             writeln!(f, "  not offloaded, {reason}: {megaflows}")?;
         }
+        for (reason, megaflows) in &snapshot.short {
+            writeln!(f, "  marked only, {reason}: {megaflows}")?;
+        }
+        if snapshot.evictions > 0 {
+            writeln!(f, "  evicted for busier flows: {}", snapshot.evictions)?;
+        }
         if snapshot.resets > 0 {
             writeln!(f, "  device resets: {}", snapshot.resets)?;
         }
-        writeln!(f, "  latency, request to done: {}", Micros(&snapshot.latency))?;
+        if let Some(packets) = snapshot.forgotten.filter(|packets| *packets > 0) {
+            writeln!(f, "  packets that the device forgot to tell of: {packets}")?;
+        }
+        writeln!(f, "  latency, request to done: {}", Micros(&snapshot.latency.all))?;
+        writeln!(f, "  latency, decision to new actions: {}", Micros(&snapshot.latency.modify))?;
         writeln!(f, "  device time, operation:   {}", Micros(&snapshot.device_time))
     }
 }
@@ -148,18 +208,41 @@ impl fmt::Display for Micros<'_> {
 
 /// What `offload/queue-show` says.
 #[derive(Serialize)]
-#[serde(transparent)]
-struct QueueShow(QueueCounts);
+struct QueueShow {
+    total: QueueCounts,
+    workers: Vec<WorkerRow>,
+}
+
+impl QueueShow {
+    fn new(daemon: &Daemon) -> QueueShow {
+        let snapshot = daemon.switch.offload.snapshot();
+        QueueShow { total: snapshot.queue, workers: snapshot.workers }
+    }
+}
 
 impl fmt::Display for QueueShow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let queue = &self.0;
-        writeln!(f, "puts waiting: {} of {} (highest: {})", queue.depth, queue.limit, queue.high_water)?;
-        writeln!(f, "deletes waiting: {}", queue.deletes)?;
-        writeln!(f, "enqueued: {}", queue.enqueued)?;
-        writeln!(f, "coalesced: {}", queue.coalesced)?;
-        writeln!(f, "refused, queue full: {}", queue.refused)?;
-        writeln!(f, "wake-ups: {}", queue.wakeups)
+        for worker in &self.workers {
+            let queue = &worker.queue;
+            writeln!(f, "worker {}:", worker.id)?;
+            writeln!(f, "  puts waiting: {} of {} (highest: {})", queue.depth, queue.limit, queue.high_water)?;
+            writeln!(f, "  deletes waiting: {}", queue.deletes)?;
+            writeln!(f, "  enqueued: {}", queue.enqueued)?;
+            writeln!(f, "  coalesced: {}", queue.coalesced)?;
+            writeln!(f, "  refused, queue full: {}", queue.refused)?;
+            writeln!(f, "  wake-ups: {}", queue.wakeups)?;
+            writeln!(
+                f,
+                "  rules: {}, megaflows: {}, waiting for room: {}",
+                worker.rules, worker.megaflows, worker.waiting
+            )?;
+            writeln!(f, "  latency, request to done: {}", Micros(&worker.latency.all))?;
+            writeln!(f, "  device time, operation:   {}", Micros(&worker.device_time))?;
+            if let Some(busy) = worker.busy_ns {
+                writeln!(f, "  in the device for {:.1} ms", busy as f64 / 1e6)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -183,14 +266,13 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
         .map_err(|_| CommandError::new(format!("the datapath has not deleted all flows within {shown}")))?;
     // After the flows: the device is to forget what they left there, too.
     let left = patience.saturating_sub(begun.elapsed());
-    let Ok(flushed) = deadline(left, daemon.switch.offload.flush()).await else {
+    let Some(flushed) = forgotten(daemon, left).await else {
         let rules = removed() - before;
         return Err(CommandError::new(format!(
             "{flows} datapath flows deleted, {rules} device rules removed so far; the device has not forgotten all within {shown}"
         )));
     };
-    let flushed =
-        flushed.map_err(|_| CommandError::new(format!("{flows} flows deleted; the offload worker does not answer")))?;
+    let flushed = flushed.map_err(|error| CommandError::new(format!("{flows} flows deleted; {error}")))?;
     if let Some(trouble) = flushed.trouble {
         return Err(CommandError::new(format!("{flows} flows deleted; the device may still have rules: {trouble}")));
     }
@@ -199,6 +281,103 @@ async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError>
         format!("{flows} datapath flows deleted, {rules} device rules removed"),
         json!({ "flows": flows, "rules": rules }),
     ))
+}
+
+/// Waits until the device has forgotten every rule that was put before.
+async fn forgotten(daemon: &Daemon, patience: Duration) -> Option<Result<Flushed, CommandError>> {
+    let flushed = deadline(patience, daemon.switch.offload.flush()).await.ok()?;
+    Some(flushed.map_err(|_| CommandError::new("the offload worker does not answer")))
+}
+
+async fn pause(daemon: &Daemon) -> Result<Answer, CommandError> {
+    let offload = &daemon.switch.offload;
+    if !offload.has_device() {
+        return Err(CommandError::new("there is no device"));
+    }
+    offload.set(&Wanted { enabled: false, ..offload.settings().get() });
+    match forgotten(daemon, FLUSH_PATIENCE).await {
+        Some(Ok(Flushed { removed, trouble: None })) => Ok(Answer::new(
+            format!("offload is switched off; {removed} device rules removed"),
+            json!({ "rules": removed }),
+        )),
+        Some(Ok(Flushed { trouble: Some(trouble), .. })) => {
+            Err(CommandError::new(format!("offload is switched off; the device may still have rules: {trouble}")))
+        }
+        Some(Err(error)) => Err(CommandError::new(format!("offload is switched off, but {error}"))),
+        None => Err(CommandError::new("offload is switched off; the device has not forgotten all rules within 10s")),
+    }
+}
+
+async fn resume(daemon: Arc<Daemon>) -> Result<Answer, CommandError> {
+    let offload = &daemon.switch.offload;
+    if !offload.has_device() {
+        return Err(CommandError::new("there is no device"));
+    }
+    offload.set(&Wanted { enabled: true, ..offload.settings().get() });
+    if offload.off().is_none() {
+        return Ok(Answer::new("offload is on", json!({ "restarted": false })));
+    }
+    let resumed = daemon.in_background("offload-resume", |daemon| daemon.resume_offload());
+    let restarted = deadline(RESUME_PATIENCE, resumed)
+        .await
+        .map_err(|_| CommandError::new("the device has not come back within 1m; offload stays off"))?
+        .map_err(|_| CommandError::new("the device could not be restarted; see the log"))?
+        .map_err(|error| CommandError::new(format!("the device could not be restarted: {error}")))?;
+    Ok(Answer::new("offload is on; the device was restarted", json!({ "restarted": restarted })))
+}
+
+/// What `offload/set` says.
+#[derive(Serialize)]
+struct SettingsShow {
+    threads: usize,
+    #[serde(flatten)]
+    wanted: Wanted,
+}
+
+impl fmt::Display for SettingsShow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Wanted { enabled, min_packets, min_age, min_rate, operation_rate } = self.wanted;
+        writeln!(f, "enabled={enabled}")?;
+        writeln!(f, "threads={}", self.threads)?;
+        writeln!(f, "min-packets={min_packets}")?;
+        writeln!(f, "min-age={}", humantime::format_duration(min_age))?;
+        writeln!(f, "min-rate={min_rate}")?;
+        writeln!(f, "operation-rate={operation_rate}")
+    }
+}
+
+fn set(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError> {
+    let offload = &daemon.switch.offload;
+    let (mut wanted, mut threads) = (offload.settings().get(), offload.threads());
+    for arg in args {
+        let (key, value) = arg.split_once('=').unwrap_or((arg, ""));
+        let refuse = |expected: &str| CommandError::new(format!("{key}={value}: expected {expected}"));
+        let number = || value.parse::<u64>().map_err(|_| refuse("a number"));
+        match key {
+            "threads" => {
+                threads = value.parse().ok().filter(|n| (1..=16).contains(n)).ok_or_else(|| refuse("1 to 16"))?;
+            }
+            "min-packets" => wanted.min_packets = number()?,
+            "min-age" => {
+                wanted.min_age = humantime::parse_duration(value).map_err(|_| refuse("a time such as 500ms"))?;
+            }
+            "min-rate" => wanted.min_rate = number()?,
+            "operation-rate" => wanted.operation_rate = number()?,
+            _ => {
+                let known = "threads, min-packets, min-age, min-rate, operation-rate";
+                return Err(CommandError::new(format!("{arg:?}: expected KEY=VALUE with a KEY of {known}")));
+            }
+        }
+    }
+    // Nothing has changed so far: what is wrong costs nothing.
+    if !args.is_empty() {
+        if !offload.has_device() {
+            return Err(CommandError::new("there is no device"));
+        }
+        offload.set_threads(threads).map_err(|error| CommandError::new(format!("threads={threads}: {error}")))?;
+        offload.set(&wanted);
+    }
+    Ok(Answer::of(SettingsShow { threads, wanted }))
 }
 
 async fn marks(daemon: &Daemon) -> Result<Answer, CommandError> {

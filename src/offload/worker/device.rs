@@ -1,74 +1,83 @@
-//! [`Device`]: the backend as the worker sees it.
+//! [`Device`]: one worker's channel to the device, as the worker sees it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::offload::backend::{
-    self, Backend, BackendCaps, DeleteError, Done, Fence, Generation, Handle, Install, PutError,
-};
+use crate::offload::backend::{Backend, DeleteError, Done, Generation, Handle, Install, PutError};
+use crate::offload::crew::{Crew, Post};
 use crate::offload::report::Tally;
 use crate::offload::state::FlowStats;
 
-/// The backend, with its time measured, its operations counted, and its panics caught.
+/// A channel with its time measured, its operations counted, its panics caught, and its watch kept.
 pub(super) struct Device {
-    pub(super) backend: Box<dyn Backend>,
-    pub(super) caps: BackendCaps,
-    pub(super) fence: Fence,
-    pub(super) generation: Generation,
-    /// Why it is not used any more.
-    pub(super) off: Option<String>,
+    backend: Box<dyn Backend>,
+    generation: Generation,
+    crew: Arc<Crew>,
+    id: usize,
 }
 
 impl Device {
-    pub(super) fn new(device: &dyn backend::Device) -> Device {
-        let (backend, caps, fence) = (device.channel(), device.capabilities(), device.fence());
-        let mut device = Device { backend, caps, fence, generation: Generation::default(), off: None };
+    pub(super) fn new(id: usize, crew: Arc<Crew>) -> Device {
+        let backend = crew.device.channel();
+        let mut device = Device { backend, generation: Generation::default(), crew, id };
         device.generation = device.call(|backend| backend.generation()).unwrap_or_default();
         device
     }
 
-    /// Calls the backend unless it has panicked before. Its state after a panic is nobody's guess, so it is never
-    /// called again, and its marks are ignored from this moment.
-    pub(super) fn call<T>(&mut self, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
-        if let Some(why) = &self.off {
-            return Err(why.clone());
-        }
-        catch_unwind(AssertUnwindSafe(|| f(&mut *self.backend))).map_err(|panic| {
-            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-            self.fence.raise();
-            let why = format!("the {} device panicked: {text}", self.caps.name);
-            log::error!("offload is off: {why}");
-            self.off = Some(why.clone());
-            why
-        })
+    /// Calls the backend unless the device is off. Its state after a panic is nobody's guess, so it is never called again
+    /// then, and its marks are ignored from this moment.
+    fn call<T>(&mut self, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
+        self.timed(f).0
     }
 
-    pub(super) fn timed<T>(&mut self, tally: &mut Tally, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
+    /// The same, with the moments before and after.
+    fn timed<T>(&mut self, f: impl FnOnce(&mut dyn Backend) -> T) -> (Result<T, String>, std::time::Duration) {
         let begin = Instant::now();
-        let result = self.call(f);
-        tally.device_time.push(begin.elapsed());
+        if let Some(why) = self.crew.off() {
+            return (Err(why.to_owned()), std::time::Duration::ZERO);
+        }
+        let post: &Post = &self.crew.posts[self.id];
+        post.begin(self.crew.start, begin);
+        let result = catch_unwind(AssertUnwindSafe(|| f(&mut *self.backend)));
+        post.end();
+        let result = result.map_err(|panic| {
+            let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            let why = format!("the {} device panicked: {text}", self.crew.caps.name);
+            log::error!("offload is off: {why}");
+            self.crew.fail(why.clone());
+            why
+        });
+        (result, begin.elapsed())
+    }
+
+    /// An operation on the table: counted against the limit of them, and timed.
+    fn operate<T>(&mut self, tally: &mut Tally, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
+        self.crew.operated();
+        let (result, time) = self.timed(f);
+        tally.device_time.push(time);
         result
     }
 
     pub(super) fn put(&mut self, flow: Install<'_>, tally: &mut Tally) -> Result<(Handle, Done), PutError> {
-        let result = self.timed(tally, |backend| backend.put(flow)).map_err(PutError::Device).flatten();
+        let result = self.operate(tally, |backend| backend.put(flow)).map_err(PutError::Device).flatten();
         tally.operations.put.count(&result);
         result
     }
 
     pub(super) fn replace(&mut self, handle: Handle, flow: Install<'_>, tally: &mut Tally) -> Result<Done, PutError> {
-        let result = self.timed(tally, |backend| backend.replace(handle, flow)).map_err(PutError::Device).flatten();
+        let result = self.operate(tally, |backend| backend.replace(handle, flow)).map_err(PutError::Device).flatten();
         tally.operations.modify.count(&result);
         result
     }
 
     /// A device that is off has forgotten as far as anybody can tell: its fence keeps its marks away.
     pub(super) fn delete(&mut self, handle: Handle, tally: &mut Tally) -> Result<FlowStats, DeleteError> {
-        if self.off.is_some() {
+        if self.crew.off().is_some() {
             return Ok(FlowStats::default());
         }
-        let result = self.timed(tally, |backend| backend.delete(handle)).map_err(DeleteError).flatten();
+        let result = self.operate(tally, |backend| backend.delete(handle)).map_err(DeleteError).flatten();
         match &result {
             Ok(_) => tally.operations.delete.done += 1,
             Err(_) => tally.operations.delete.device += 1,
@@ -76,10 +85,11 @@ impl Device {
         result
     }
 
+    /// The counts of `handles`, one for each; `None` when they could not be read.
     pub(super) fn stats(&mut self, handles: &[Handle]) -> Option<Vec<FlowStats>> {
         let mut all = Vec::with_capacity(handles.len());
         let result = self.call(|backend| backend.stats(handles, &mut all));
-        matches!(result, Ok(Ok(()))).then_some(all)
+        (matches!(result, Ok(Ok(()))) && all.len() == handles.len()).then_some(all)
     }
 
     pub(super) fn was_reset(&mut self) -> bool {

@@ -1,14 +1,56 @@
-//! What is rare: ports that come and go, flushes, questions, the end.
+//! What is rare: ports that come and go, flushes, questions, other settings, the end.
 
-use std::sync::Arc as StdArc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc as StdArc, Mutex as StdMutex, PoisonError};
 use std::time::Instant;
+
+use futures_channel::oneshot;
 
 use super::{Attached, Flushing, Message, Worker};
 use crate::flow::PortNo;
+use crate::offload::backend::Unsupported;
 use crate::offload::report::{MarkPage, MarkRow};
 use crate::offload::table::Rule;
 use crate::offload::{Flushed, Stopped};
 use crate::port::{PortInfo, RxProgress};
+
+/// Answers of several workers to one question, until the last of them is there. Should one be lost, the asker hears that
+/// there will be no answer.
+pub struct Gathering {
+    open: StdMutex<Open>,
+}
+
+struct Open {
+    missing: usize,
+    removed: usize,
+    trouble: Option<String>,
+    reply: Option<oneshot::Sender<Flushed>>,
+}
+
+impl Gathering {
+    pub fn new(workers: usize, reply: oneshot::Sender<Flushed>) -> Gathering {
+        let gathering = Gathering {
+            open: StdMutex::new(Open { missing: workers + 1, removed: 0, trouble: None, reply: Some(reply) }),
+        };
+        // One for the asker, so that without workers there is an answer, too.
+        gathering.answer(0, None);
+        gathering
+    }
+
+    /// One worker is through.
+    fn answer(&self, removed: usize, trouble: Option<String>) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.missing -= 1;
+        open.removed += removed;
+        open.trouble = open.trouble.take().or(trouble);
+        if open.missing == 0
+            && let Some(reply) = open.reply.take()
+        {
+            // Whoever asked may have gone.
+            let _ = reply.send(Flushed { removed: open.removed, trouble: open.trouble.take() });
+        }
+    }
+}
 
 impl Worker {
     pub(super) fn obey(&mut self, message: Message, now: Instant) {
@@ -22,10 +64,10 @@ impl Worker {
                     self.detach(number);
                 }
             }
-            Message::Flush(reply) => {
-                self.flush += 1;
-                let (ids, _) = self.rules.slice(0, usize::MAX);
-                self.flushes.push(Flushing { number: self.flush, left: ids.len(), removed: 0, reply });
+            Message::Flush { number, gathering } => {
+                self.flush = self.flush.max(number);
+                let ids = self.rules.all_in_device();
+                self.flushes.push(Flushing { number, left: ids.len(), removed: 0, gathering });
                 self.todo.extend(ids);
                 self.end_flushes();
             }
@@ -33,6 +75,8 @@ impl Worker {
                 // Nobody waits for the answer any more: nothing to do about it.
                 let _ = reply.send(self.mark_page(after, limit));
             }
+            Message::Look => self.look(),
+            Message::Adopt(parcel) => self.adopt(*parcel, now),
             Message::Stop { deadline, reply } => {
                 let stopped = self.stop(deadline, now);
                 let _ = reply.send(stopped);
@@ -40,12 +84,25 @@ impl Worker {
         }
     }
 
-    pub(super) fn attach(&mut self, info: PortInfo, mut queues: Vec<StdArc<RxProgress>>) {
+    /// Something that all workers share has changed.
+    fn look(&mut self) {
+        let enabled = self.crew.settings.is_enabled();
+        if std::mem::replace(&mut self.enabled, enabled) != enabled {
+            self.todo.extend(self.rules.iter().map(|(id, _)| id));
+        }
+        self.give_away();
+    }
+
+    fn attach(&mut self, info: PortInfo, mut queues: Vec<StdArc<RxProgress>>) {
         let number = info.number;
         let mut rules = 0;
         // The port may have received before it was told of, and a rule that is gone since may have stamped its frames.
         for leaving in self.quarantine.iter_mut().filter(|leaving| leaving.port.is_none_or(|port| port == number)) {
             leaving.mark.wait_for(&queues);
+        }
+        if self.convalescent {
+            // Frames of the device's former life may wait there.
+            self.recovery.extend(queues.iter().map(|queue| (StdArc::clone(queue), queue.mark_point())));
         }
         if let Some(before) = self.ports.remove(&number) {
             // It came back before the last of its rules had gone; old marks may wait in the old queues too.
@@ -56,31 +113,44 @@ impl Worker {
         self.look_at_port(number);
     }
 
-    /// Every rule that concerns a port is looked at again.
-    pub(super) fn look_at_port(&mut self, port: PortNo) {
-        let concerned = self.rules.iter().filter(|(_, rule)| rule.in_port().is_none_or(|p| p == port));
-        self.todo.extend(concerned.map(|(id, _)| id));
+    /// Every rule that concerns a port is looked at again; where it was in the way of more, more is tried.
+    fn look_at_port(&mut self, port: PortNo) {
+        let sends_there = |rule: &Rule| {
+            rule.has.as_ref().is_some_and(|has| matches!(has.short, Some(Unsupported::Port(short)) if short == port))
+        };
+        let concerned = self
+            .rules
+            .iter()
+            .filter(|(_, rule)| rule.in_port().is_none_or(|p| p == port) || sends_there(rule))
+            .map(|(id, rule)| (id, sends_there(rule)))
+            .collect::<Vec<_>>();
+        for (id, retry) in concerned {
+            if let Some(rule) = self.rules.get_mut(id) {
+                rule.retry |= retry;
+            }
+            self.todo.push_back(id);
+        }
     }
 
     /// Lets a leaving port go when the device has no rule of it any more.
     pub(super) fn detach(&mut self, port: PortNo) {
-        if !self.ports.get(&port).is_some_and(|attached| attached.leaving && attached.rules == 0) {
-            return;
+        if self.ports.get(&port).is_some_and(|attached| attached.leaving && attached.rules == 0) {
+            self.ports.remove(&port);
         }
-        self.ports.remove(&port);
     }
 
     pub(super) fn end_flushes(&mut self) {
-        if self.flushes.iter().all(|flush| flush.left > 0) {
+        // Rules of shards that are on their way here may be older than the flush, too.
+        if self.awaits_shards() || self.flushes.iter().all(|flush| flush.left > 0) {
             return;
         }
         // Whoever asked may read the counts at once.
         self.publish();
-        let trouble = self.device.off.clone();
+        let trouble = self.crew.off().map(str::to_owned);
         for flush in self.flushes.extract_if(.., |flush| flush.left == 0) {
-            // As above: the one who asked may have gone.
-            let _ = flush.reply.send(Flushed { removed: flush.removed, trouble: trouble.clone() });
+            flush.gathering.answer(flush.removed, trouble.clone());
         }
+        self.give_away();
     }
 
     pub(super) fn mark_page(&self, after: u32, limit: usize) -> MarkPage {
@@ -116,11 +186,13 @@ impl Worker {
 
     /// Removes every rule: all at once, or where the device cannot, one by one until `deadline`.
     pub(super) fn stop(&mut self, deadline: Instant, now: Instant) -> Stopped {
-        let before = self.rules.in_device();
+        let ids = self.rules.all_in_device();
+        let before = ids.len();
+        // The last reading, so that nothing that was counted is lost.
+        self.read(&ids);
         if self.device.flush(&self.rules.handles()) {
             self.forget_all();
         } else {
-            let (ids, _) = self.rules.slice(0, usize::MAX);
             for id in ids {
                 if Instant::now() >= deadline {
                     break;
@@ -130,6 +202,7 @@ impl Worker {
         }
         self.stopped = true;
         let left = self.rules.in_device();
+        self.crew.posts[self.id].waiting.store(0, Ordering::Relaxed);
         Stopped { removed: before - left, left }
     }
 }

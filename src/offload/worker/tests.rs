@@ -1,7 +1,9 @@
 //! A worker that the test steps by hand, on a device that does what the test says. No thread, no sleep.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -9,7 +11,7 @@ use crate::flow::{Action, Actions, Field, Key, Mask, Match, PortNo, Ufid};
 use crate::offload::backend::{
     ActionSet, Backend, BackendCaps, Done, Fence, FlushError, Generation, Handle, StatsError, Unsupported,
 };
-use crate::offload::{Agent, FlowSlot, Offload, OffloadConfig};
+use crate::offload::{Agent, FlowSlot, Flushed, Offload, OffloadConfig};
 use crate::port::{Kind, RxProgress};
 
 /// What the device holds, what was asked of it, and what it will answer.
@@ -35,7 +37,7 @@ struct Scripted(Arc<Mutex<Script>>);
 /// A device whose channels `channel` makes.
 struct Of<F>(BackendCaps, Fence, F);
 
-impl<F: Fn() -> Box<dyn Backend> + Send + Sync> backend::Device for Of<F> {
+impl<F: Fn() -> Box<dyn Backend> + Send + Sync> crate::offload::backend::Device for Of<F> {
     fn capabilities(&self) -> BackendCaps {
         self.0.clone()
     }
@@ -128,13 +130,13 @@ impl Backend for Scripted {
 }
 
 /// A device of `script`.
-fn scripted(script: &Arc<Mutex<Script>>, fence: &Fence) -> impl backend::Device + use<> {
+fn scripted(script: &Arc<Mutex<Script>>, fence: &Fence) -> impl crate::offload::backend::Device + use<> {
     let (caps, script) = (script.lock().unwrap().caps.clone(), Arc::clone(script));
     Of(caps, fence.clone(), move || Box::new(Scripted(Arc::clone(&script))) as Box<dyn Backend>)
 }
 
 struct World {
-    offload: Offload,
+    offload: Arc<Offload>,
     worker: Worker,
     agent: Arc<Agent>,
     script: Arc<Mutex<Script>>,
@@ -173,10 +175,11 @@ impl World {
         adjust(&mut script, &mut config);
         let (script, fence) = (Arc::new(Mutex::new(script)), Fence::default());
         let device = scripted(&script, &fence);
-        let (offload, worker) = Offload::assemble(&device, Instant::now(), &config);
-        let agent = Arc::new(offload.agent(0, Box::new(|| {})));
+        let (offload, worker) = Offload::assemble(Arc::new(device), Instant::now(), &config);
+        let agent = Arc::new(offload.agent(0, Box::new(|| {})).unwrap());
         let ring = Arc::new(RxProgress::new(64));
         offload.port_added(port(1), vec![Arc::clone(&ring)]);
+        let offload = Arc::new(offload);
         let mut world = World { offload, worker, agent, script, fence, ring, now: Instant::now() };
         world.settle();
         world
@@ -217,6 +220,14 @@ impl World {
         agent.adopt(self.now, slot, Ufid(u128::from(i)), flow(i), actions, decision)
     }
 
+    fn marks(&mut self, after: u32, limit: usize) -> MarkPage {
+        let offload = Arc::clone(&self.offload);
+        let mut page = pin!(offload.marks(after, limit));
+        assert_eq!(poll(&mut page), None);
+        self.settle();
+        poll(&mut page).unwrap().unwrap()
+    }
+
     fn operations(&self) -> Vec<&'static str> {
         std::mem::take(&mut self.script.lock().unwrap().operations)
     }
@@ -229,6 +240,14 @@ impl World {
         let mut seen = Vec::new();
         self.agent.drain(|cell| seen.push((cell.slot().index, cell.mark().map(|mark| mark.0.get()))));
         seen
+    }
+}
+
+/// What the future has come to.
+fn poll<T>(future: &mut Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => Some(value),
+        Poll::Pending => None,
     }
 }
 
@@ -282,7 +301,7 @@ fn a_new_flow_is_put_once_and_its_poller_learns_the_mark() {
     assert_eq!(world.operations(), ["put"]);
     let snapshot = world.offload.snapshot();
     assert_eq!((snapshot.rules, snapshot.marks.in_use, snapshot.queue.depth), (1, 1, 0));
-    assert_eq!((snapshot.operations.put.done, snapshot.latency.count >= 1), (1, true));
+    assert_eq!((snapshot.operations.put.done, snapshot.latency.all.count >= 1), (1, true));
 }
 
 #[test]
@@ -383,16 +402,14 @@ fn a_flow_made_again_before_its_death_was_seen_ends_installed_once() {
 #[test]
 fn pollers_share_a_megaflows_rule_until_the_last_leaves_and_the_newest_decision_wins() {
     let mut world = World::new(|_, _| {});
-    let other = world.offload.agent(7, Box::new(|| {}));
+    let other = world.offload.agent(7, Box::new(|| {})).unwrap();
     let first = world.adopt_for(&world.agent, 1, output(2), 5);
     let second = world.adopt_for(&other, 1, output(3), 4);
     world.settle();
     assert_eq!(world.operations(), ["put"]);
     assert_eq!(world.device_actions(), [output(2)], "an older decision changes nothing");
     assert_eq!(first.mark(), second.mark());
-    let mut page = world.offload.marks(0, 10);
-    world.settle();
-    let rows = page.try_recv().unwrap().unwrap().rows;
+    let rows = world.marks(0, 10).rows;
     assert_eq!((rows.len(), rows[0].owners.clone(), rows[0].ufid), (1, vec![0, 7], Ufid(1)));
     other.update(world.now, &second, output(4), 6);
     world.settle();
@@ -492,7 +509,7 @@ fn a_mark_waits_for_the_rings_of_a_port_that_was_added_while_its_rule_was_remove
     let cell = world.adopt(1);
     world.settle();
     let ring = Arc::new(RxProgress::new(64));
-    let (queue, added) = (crate::sync::Arc::clone(&world.offload.shared.queues[0]), Arc::clone(&ring));
+    let (queue, added) = (crate::sync::Arc::clone(&world.worker.crew.lanes[0]), Arc::clone(&ring));
     let add = move || queue.send(Message::PortAdded(port(1), vec![added]));
     world.script.lock().unwrap().meanwhile = Some(Box::new(add));
     world.agent.release(world.now, &cell);
@@ -518,6 +535,7 @@ fn a_sleeping_poller_is_woken_to_look_while_marks_wait_for_it() {
             bell.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }),
     );
+    let agent = agent.unwrap();
     let cell = world.adopt_for(&agent, 1, output(1), 1);
     world.settle();
     agent.drain(|_| {});
@@ -538,12 +556,12 @@ fn without_a_free_mark_a_flow_waits_and_is_put_when_one_is_released() {
     let mut world = World::new(|_, _| {});
     let mut cells: Vec<_> = (1..=256).map(|i| world.adopt(i)).collect();
     world.settle();
-    assert_eq!(cells[255].standing(), Standing::Refused(Refusal::NoMark));
+    assert_eq!(cells[255].standing(), Standing::Refused(Reason::NoMark));
     assert_eq!(world.script.lock().unwrap().rules.len(), 255);
-    assert_eq!(world.offload.snapshot().refused, [(Refusal::NoMark, 1)]);
+    assert_eq!(world.offload.snapshot().refused, [(Reason::NoMark, 1)]);
     world.agent.release(world.now, &cells.remove(0));
     world.pass(Duration::from_millis(50));
-    assert_eq!(cells[254].standing(), Standing::Refused(Refusal::NoMark), "the mark is in quarantine");
+    assert_eq!(cells[254].standing(), Standing::Refused(Reason::NoMark), "the mark is in quarantine");
     world.turn_ring_over();
     world.pass(Duration::from_millis(50));
     assert_eq!(cells[254].standing(), Standing::Offloaded(Level::Full));
@@ -557,14 +575,14 @@ fn a_full_table_is_asked_again_only_when_room_appears() {
     let cells: Vec<_> = (1..=5).map(|i| world.adopt(i)).collect();
     world.settle();
     assert_eq!(world.operations(), ["put", "put", "put"], "once the device said so, it is believed");
-    assert_eq!(cells[4].standing(), Standing::Refused(Refusal::NoRoom));
+    assert_eq!(cells[4].standing(), Standing::Refused(Reason::NoRoom));
     world.pass(Duration::from_millis(500));
     assert_eq!(world.operations(), [""; 0]);
     world.agent.release(world.now, &cells[0]);
     world.settle();
     assert_eq!(world.operations(), ["delete", "put"]);
     assert_eq!(cells[2].standing(), Standing::Offloaded(Level::Full), "the first that waited");
-    assert_eq!(cells[3].standing(), Standing::Refused(Refusal::NoRoom));
+    assert_eq!(cells[3].standing(), Standing::Refused(Reason::NoRoom));
     world.script.lock().unwrap().capacity = 3;
     world.pass(Duration::from_secs(3));
     assert_eq!(cells[3].standing(), Standing::Offloaded(Level::Full), "room that appeared by itself");
@@ -578,7 +596,7 @@ fn flows_that_died_waiting_for_room_leave_nothing_behind_and_take_no_room() {
     for i in 2..1_000 {
         let cell = world.adopt(i);
         world.settle();
-        assert_eq!(cell.standing(), Standing::Refused(Refusal::NoRoom));
+        assert_eq!(cell.standing(), Standing::Refused(Reason::NoRoom));
         world.agent.release(world.now, &cell);
         world.settle();
         assert!(world.worker.waiting.is_empty());
@@ -605,7 +623,7 @@ fn a_message_waits_for_one_step_of_each_kind_at_most() {
     cells.drain(..50).for_each(|cell| world.agent.release(world.now, &cell));
     let _flush = world.offload.flush();
     (101..=150).for_each(|i| drop(world.adopt(i)));
-    let queue = crate::sync::Arc::clone(&world.offload.shared.queues[0]);
+    let queue = crate::sync::Arc::clone(&world.worker.crew.lanes[0]);
     world.script.lock().unwrap().meanwhile = Some(Box::new(move || queue.send(Message::PortRemoved(PortNo(9)))));
     world.worker.turn(world.now);
     let operations = world.operations().len();
@@ -619,7 +637,7 @@ fn a_failed_put_is_tried_again_later_and_later() {
     let mut world = World::new(|script, _| script.put_answers = vec![PutError::Device("busy".to_owned()); 3].into());
     let cell = world.adopt(1);
     world.settle();
-    assert_eq!(cell.standing(), Standing::Refused(Refusal::Device));
+    assert_eq!(cell.standing(), Standing::Refused(Reason::Device));
     world.agent.ask_again(world.now, &cell);
     world.settle();
     assert_eq!(world.operations(), ["put"], "asking does not hurry the device");
@@ -659,7 +677,7 @@ fn what_the_device_cannot_match_is_refused_at_once() {
         script.caps.fields = fields;
     });
     let cell = world.adopt(1);
-    assert_eq!(cell.standing(), Standing::Refused(Refusal::Unsupported));
+    assert_eq!(cell.standing(), Standing::Refused(Reason::Match));
     world.settle();
     assert_eq!(world.operations(), [""; 0]);
     let why = world.script.lock().unwrap().caps.check(&flow(1), &output(1));
@@ -672,7 +690,7 @@ fn what_the_device_cannot_match_is_refused_at_once() {
 fn a_full_queue_costs_speed_and_the_flow_may_ask_again() {
     let mut world = World::new(|_, config| config.queue_limit = 2);
     let cells: Vec<_> = (1..=3).map(|i| world.adopt(i)).collect();
-    assert_eq!(cells[2].standing(), Standing::Refused(Refusal::QueueFull));
+    assert_eq!(cells[2].standing(), Standing::Refused(Reason::QueueFull));
     assert_eq!(world.offload.queue().refused, 1);
     world.settle();
     world.agent.ask_again(world.now, &cells[2]);
@@ -712,7 +730,7 @@ fn a_removed_port_takes_its_rules_along_and_gets_them_back_when_it_returns() {
     world.settle();
     world.offload.port_removed(PortNo(1));
     world.settle();
-    assert_eq!(cell.standing(), Standing::Refused(Refusal::NoDevice));
+    assert_eq!(cell.standing(), Standing::Refused(Reason::Port));
     assert_eq!(other.standing(), Standing::Offloaded(Level::Full));
     let ports: Vec<_> = world.offload.snapshot().ports.iter().map(|row| row.number.0).collect();
     assert_eq!(ports, [2]);
@@ -800,7 +818,7 @@ fn a_device_that_panics_is_left_alone_and_its_marks_are_ignored() {
     world.settle();
     assert!(world.fence.is_raised());
     for cell in [&cell, &second] {
-        assert_eq!((cell.standing(), cell.mark()), (Standing::Refused(Refusal::NoDevice), None));
+        assert_eq!((cell.standing(), cell.mark()), (Standing::Refused(Reason::Off), None));
     }
     let snapshot = world.offload.snapshot();
     assert_eq!(snapshot.off.as_deref(), Some("the scripted device panicked: as the script says"));
@@ -847,9 +865,7 @@ fn pages_of_marks_come_in_order_and_end() {
     world.settle();
     let (mut after, mut pages) = (Some(0), Vec::new());
     while let Some(mark) = after {
-        let mut page = world.offload.marks(mark, 2);
-        world.settle();
-        let page = page.try_recv().unwrap().unwrap();
+        let page = world.marks(mark, 2);
         pages.push(page.rows.iter().map(|row| row.mark).collect::<Vec<_>>());
         after = page.next;
     }
@@ -865,7 +881,7 @@ fn stopping_removes_every_rule_even_where_the_device_cannot_flush() {
         world.settle();
         let (reply, receiver) = std::sync::mpsc::channel();
         let deadline = Instant::now() + Duration::from_secs(60);
-        world.offload.tell(|| Message::Stop { deadline, reply: reply.clone() });
+        world.worker.crew.lanes[0].send(Message::Stop { deadline, reply: reply.clone() });
         world.worker.turn(world.now);
         assert_eq!(receiver.try_recv(), Ok(Stopped { removed: 3, left: 0 }));
         assert_eq!(world.device_actions(), []);
@@ -905,9 +921,9 @@ fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
     let hanging = Of(caps, Fence::default(), move || {
         Box::new(Hanging(Scripted(Arc::clone(&script)), Arc::clone(&held))) as Box<dyn Backend>
     });
-    let offload = Offload::start(&hanging, Instant::now(), OffloadConfig::default()).unwrap();
+    let offload = Offload::start(Arc::new(hanging), Instant::now(), OffloadConfig::default()).unwrap();
     offload.port_added(port(1), vec![]);
-    let agent = offload.agent(0, Box::new(|| {}));
+    let agent = offload.agent(0, Box::new(|| {})).unwrap();
     let cell = world.adopt_for(&agent, 1, output(1), 1);
     while cell.standing() != Standing::Installing {
         std::thread::yield_now();
@@ -918,7 +934,10 @@ fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
     let mut asked_before = offload.flush();
     offload.stop(begin + Duration::from_millis(20));
     assert!(begin.elapsed() < Duration::from_secs(10));
-    assert!(asked_before.try_recv().is_err() && offload.marks(0, 1).try_recv().is_err(), "nobody waits for it");
+    assert!(
+        asked_before.try_recv().is_err() && poll(&mut pin!(offload.marks(0, 1))) == Some(Err(oneshot::Canceled)),
+        "nobody waits for it"
+    );
     drop(let_go);
     // It ends by itself once the device lets it.
     while world.script.lock().unwrap().operations.last() != Some(&"flush") {
@@ -940,7 +959,7 @@ fn a_port_that_comes_and_goes_while_the_worker_does_not_look_leaves_no_messages(
     assert_eq!(world.worker.consumer.take_messages().map(|messages| messages.len()), Some(2));
     world.offload.port_removed(PortNo(1));
     world.settle();
-    assert_eq!(cell.standing(), Standing::Refused(Refusal::NoDevice));
+    assert_eq!(cell.standing(), Standing::Refused(Reason::Port));
 }
 
 #[test]
@@ -955,9 +974,9 @@ fn questions_to_a_worker_that_is_gone_are_cancelled() {
 fn a_worker_thread_offloads_and_stops_clean() {
     let world = World::new(|_, _| {});
     let device = scripted(&world.script, &Fence::default());
-    let offload = Offload::start(&device, Instant::now(), OffloadConfig::default()).unwrap();
+    let offload = Offload::start(Arc::new(device), Instant::now(), OffloadConfig::default()).unwrap();
     offload.port_added(port(1), vec![]);
-    let agent = offload.agent(0, Box::new(|| {}));
+    let agent = offload.agent(0, Box::new(|| {})).unwrap();
     let cells: Vec<_> = (1..=100).map(|i| world.adopt_for(&agent, i, output(1), 1)).collect();
     while cells.iter().any(|cell| cell.standing() != Standing::Offloaded(Level::Full)) {
         std::thread::yield_now();
@@ -967,12 +986,10 @@ fn a_worker_thread_offloads_and_stops_clean() {
 }
 
 #[test]
-fn without_a_device_every_flow_stays_in_software() {
+fn without_a_device_there_is_nobody_to_ask_and_nothing_to_flush() {
     let offload = Offload::none();
-    let agent = offload.agent(0, Box::new(|| {}));
-    let slot = FlowSlot { index: 0, generation: 0 };
-    let cell = agent.adopt(Instant::now(), slot, Ufid(0), flow(1), output(1), 1);
-    assert_eq!(cell.standing(), Standing::Refused(Refusal::NoDevice));
-    agent.release(Instant::now(), &cell);
+    assert!(offload.agent(0, Box::new(|| {})).is_none());
     assert_eq!(offload.flush().try_recv(), Ok(Some(Flushed { removed: 0, trouble: None })));
+    assert_eq!(offload.snapshot().workers.len(), 0);
+    assert!(matches!(offload.resume(), Err(crate::offload::ResumeError::NoDevice)));
 }

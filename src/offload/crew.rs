@@ -1,0 +1,291 @@
+//! [`Crew`]: what the workers of one device have in common.
+//!
+//! Megaflows are dealt out in [`SHARDS`] fixed parts by their hash, so each megaflow has one worker for all pollers and
+//! whatever is done about it is done in order. Two tables say whose a shard is:
+//!
+//! ```text
+//!   plan    whose a shard should be; written by whoever changes the number of workers
+//!   routes  whose queue its flows go to; written by the worker that has the shard, when it gives it away
+//!
+//!   old worker                                          new worker
+//!   rules of the shard ──── message ──────────────────► its own from now on
+//!   route = new worker                                  flows of it that came earlier are held until then
+//!   flows of it that still come ──── passed on ───────► looked at
+//! ```
+//!
+//! Since the queue only says "look at this flow", a flow may be passed on, late and out of order, without harm.
+//!
+//! # Thread-safety
+//! Shared by workers, agents and the control thread. An agent only reads the routes; nothing here makes it wait.
+
+use std::sync::atomic::{AtomicU8 as PlanEntry, AtomicU64 as Word, AtomicUsize as Size};
+use std::sync::{Arc as StdArc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_utils::CachePadded;
+
+use super::backend::{BackendCaps, Device, Fence};
+use super::mark::{MarkLease, MarkPool, Quarantined};
+use super::queue::Queue;
+use super::report::Report;
+use super::settings::Settings;
+use super::state::MatchHasher;
+use super::worker::{Lanes, Message};
+use crate::sync::{Arc, AtomicU8, Ordering};
+
+/// The most workers; the model checker makes do with fewer.
+pub const WORKERS: usize = if cfg!(loom) { 2 } else { 16 };
+
+/// Parts that megaflows are dealt out in.
+pub const SHARDS: usize = if cfg!(loom) { 2 } else { 64 };
+
+/// The shard of megaflows with this hash.
+pub fn shard_of(hash: u64) -> usize {
+    (hash % SHARDS as u64) as usize
+}
+
+/// What the workers of one device have in common, from a start or a resumption to the end or the device's failing.
+pub(crate) struct Crew {
+    /// How many there were before it.
+    pub life: u32,
+    pub device: StdArc<dyn Device>,
+    pub caps: BackendCaps,
+    pub fence: Fence,
+    /// The moment that nanoseconds count from.
+    pub start: Instant,
+    pub settings: StdArc<Settings>,
+    pub hasher: MatchHasher,
+    /// One for each worker there can be.
+    pub lanes: Vec<Arc<Lanes>>,
+    pub posts: Vec<CachePadded<Post>>,
+    routes: Vec<AtomicU8>,
+    plan: Vec<PlanEntry>,
+    marks: StdMutex<MarkPool>,
+    throttle: StdMutex<Bucket>,
+    off: OnceLock<String>,
+    /// The number of the newest flush.
+    flushes: Word,
+    /// Rules and marks given back so far: whoever waits for room knows by it that there is some.
+    freed: Word,
+}
+
+/// What one worker tells the others and its watchers.
+#[derive(Default)]
+pub(crate) struct Post {
+    /// When the operation under way began, in nanoseconds from [`Crew::start`], plus one; 0 = none is.
+    operation: Word,
+    /// Rules that wait for room.
+    pub waiting: Size,
+    /// Rules in the device.
+    pub in_device: Size,
+    pub report: StdMutex<Report>,
+}
+
+/// A token bucket.
+#[derive(Default)]
+struct Bucket {
+    tokens: f64,
+    filled: Option<Instant>,
+}
+
+impl Crew {
+    pub fn new(
+        life: u32,
+        device: StdArc<dyn Device>,
+        start: Instant,
+        settings: StdArc<Settings>,
+        config: &super::OffloadConfig,
+        threads: usize,
+    ) -> Crew {
+        let (caps, fence) = (device.capabilities(), device.fence());
+        let marks = MarkPool::new(caps.mark_bits.min(config.mark_bits));
+        let dealt = |shard: usize| (shard % threads.clamp(1, WORKERS)) as u8;
+        Crew {
+            life,
+            device,
+            caps,
+            fence,
+            start,
+            settings,
+            hasher: MatchHasher::default(),
+            lanes: (0..WORKERS).map(|_| Arc::new(Queue::new(config.queue_limit))).collect(),
+            posts: (0..WORKERS).map(|_| CachePadded::default()).collect(),
+            routes: (0..SHARDS).map(|shard| AtomicU8::new(dealt(shard))).collect(),
+            plan: (0..SHARDS).map(|shard| PlanEntry::new(dealt(shard))).collect(),
+            marks: StdMutex::new(marks),
+            throttle: StdMutex::default(),
+            off: OnceLock::new(),
+            flushes: Word::new(0),
+            freed: Word::new(0),
+        }
+    }
+
+    /// The queue of the worker that sees to megaflows with this hash. One load.
+    #[inline]
+    pub fn queue_for(&self, hash: u64) -> &Arc<Lanes> {
+        &self.lanes[self.route(shard_of(hash))]
+    }
+
+    /// The worker whose queue a shard's flows go to.
+    pub fn route(&self, shard: usize) -> usize {
+        self.routes[shard].load(Ordering::Acquire) as usize
+    }
+
+    /// The worker's that gave the shard away, after the message that gives it.
+    pub fn set_route(&self, shard: usize, worker: usize) {
+        self.routes[shard].store(worker as u8, Ordering::Release);
+    }
+
+    /// The worker that a shard should belong to.
+    pub fn planned(&self, shard: usize) -> usize {
+        self.plan[shard].load(Ordering::Acquire) as usize
+    }
+
+    /// Deals the shards out to the first `threads` workers.
+    pub fn deal(&self, threads: usize) {
+        for (shard, entry) in self.plan.iter().enumerate() {
+            entry.store((shard % threads.clamp(1, WORKERS)) as u8, Ordering::Release);
+        }
+    }
+
+    /// The number for a flush: greater than all before.
+    pub fn next_flush(&self) -> u64 {
+        self.flushes.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Why the device is not used any more.
+    pub fn off(&self) -> Option<&str> {
+        self.off.get().map(String::as_str)
+    }
+
+    /// The device is not used any more, and its marks are ignored from this moment. `false`: it was off before.
+    pub fn fail(&self, why: String) -> bool {
+        self.fence.raise();
+        let first = self.off.set(why).is_ok();
+        self.lanes.iter().for_each(|lanes| lanes.ask(Message::Look));
+        first
+    }
+
+    pub fn take_mark(&self) -> Option<MarkLease> {
+        self.marks().take()
+    }
+
+    /// See [`MarkPool::give_back`].
+    pub fn give_mark_back(&self, lease: MarkLease) {
+        self.marks().give_back(lease);
+    }
+
+    /// See [`MarkPool::release`].
+    pub fn release_mark(&self, mark: Quarantined) -> Result<(), Quarantined> {
+        self.marks().release(mark)
+    }
+
+    /// Marks leased or in quarantine, and all there are.
+    pub fn marks_taken(&self) -> (u64, u64) {
+        let marks = self.marks();
+        (marks.taken(), marks.capacity())
+    }
+
+    /// Room has appeared: wakes those that wait for it.
+    pub fn freed(&self, by: usize) {
+        self.freed.fetch_add(1, Ordering::Relaxed);
+        for (id, post) in self.posts.iter().enumerate() {
+            if id != by && post.waiting.load(Ordering::Relaxed) > 0 {
+                self.lanes[id].ask(Message::Look);
+            }
+        }
+    }
+
+    /// How much room has appeared so far.
+    pub fn room_so_far(&self) -> u64 {
+        self.freed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a put or change may be asked of the device at `now`; otherwise when.
+    pub fn may_operate(&self, now: Instant) -> Result<(), Instant> {
+        let rate = self.settings.operation_rate();
+        if rate == 0 {
+            return Ok(());
+        }
+        self.bucket().look(rate, now)
+    }
+
+    /// An operation is asked of the device.
+    pub fn operated(&self) {
+        if self.settings.operation_rate() > 0 {
+            self.bucket().tokens -= 1.0;
+        }
+    }
+
+    fn marks(&self) -> MutexGuard<'_, MarkPool> {
+        // Each call is one change of a list and a number, so whoever panicked left at worst a mark unused.
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        // Any number of tokens will do.
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bucket {
+    /// Holds a tenth of a second's tokens at most; goes below zero by what is not held back.
+    fn look(&mut self, rate: u64, now: Instant) -> Result<(), Instant> {
+        let rate = rate as f64;
+        let most = (rate / 10.0).max(1.0);
+        let since = self.filled.map_or(f64::INFINITY, |filled| now.saturating_duration_since(filled).as_secs_f64());
+        self.tokens = (self.tokens + since * rate).min(most);
+        self.filled = Some(self.filled.map_or(now, |filled| filled.max(now)));
+        if self.tokens >= 1.0 {
+            return Ok(());
+        }
+        Err(now + Duration::from_secs_f64((1.0 - self.tokens) / rate))
+    }
+}
+
+impl Post {
+    pub fn begin(&self, start: Instant, now: Instant) {
+        self.operation.store(now.saturating_duration_since(start).as_nanos() as u64 + 1, Ordering::Relaxed);
+    }
+
+    pub fn end(&self) {
+        self.operation.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the operation under way has taken at `now`.
+    pub fn busy_for(&self, start: Instant, now: Instant) -> Option<Duration> {
+        let began = self.operation.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.saturating_duration_since(start).saturating_sub(Duration::from_nanos(began)))
+    }
+
+    pub fn report(&self) -> MutexGuard<'_, Report> {
+        // Counts are right one by one, so those of a poisoned report are still good.
+        self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_lets_so_many_through_a_second_and_removals_count() {
+        let start = Instant::now();
+        let mut bucket = Bucket::default();
+        let mut passed = 0;
+        let mut now = start;
+        while now < start + Duration::from_secs(10) {
+            match bucket.look(100, now) {
+                Ok(()) => {
+                    bucket.tokens -= 1.0;
+                    passed += 1;
+                }
+                Err(due) => now = due,
+            }
+        }
+        assert!((1_000..=1_011).contains(&passed), "{passed}");
+        bucket.tokens -= 50.0;
+        let due = bucket.look(100, now).unwrap_err();
+        assert!(due > now + Duration::from_millis(450), "fifty removals are half a second");
+    }
+}

@@ -1,0 +1,102 @@
+//! Shards that come and go when the number of workers changes.
+
+use std::time::Instant;
+
+use super::{Message, Worker};
+use crate::offload::crew::{SHARDS, shard_of};
+use crate::offload::state::OffloadCell;
+use crate::offload::table::Rule;
+use crate::sync::Arc;
+
+/// A shard on its way to another worker: all that is known of its megaflows.
+pub struct Parcel {
+    shard: usize,
+    rules: Vec<Rule>,
+}
+
+impl Worker {
+    /// Whether this worker sees to `cell` now. If not, the cell is passed on to whoever does, or kept until its shard has
+    /// come.
+    pub(super) fn is_ours(&mut self, cell: &Arc<OffloadCell>) -> bool {
+        let shard = shard_of(cell.hash());
+        if self.shards[shard] {
+            return true;
+        }
+        let owner = self.crew.route(shard);
+        if owner == self.id {
+            self.held.push(Arc::clone(cell));
+        } else if cell.is_dead() {
+            self.crew.lanes[owner].delete(cell);
+        } else {
+            self.crew.lanes[owner].put(cell, true);
+        }
+        false
+    }
+
+    /// Whether a shard that should be ours has not come yet.
+    pub(super) fn awaits_shards(&self) -> bool {
+        (0..SHARDS).any(|shard| !self.shards[shard] && self.crew.planned(shard) == self.id)
+    }
+
+    /// Gives away what should be others'. Not while a flush counts rules here; the end of the flush calls again.
+    pub(super) fn give_away(&mut self) {
+        if self.flushes.iter().any(|flush| flush.left > 0) {
+            return;
+        }
+        let goes = |worker: &Worker, shard: usize| worker.shards[shard] && worker.crew.planned(shard) != worker.id;
+        if !(0..SHARDS).any(|shard| goes(self, shard)) {
+            return;
+        }
+        let mut parcels: Vec<Vec<Rule>> = (0..SHARDS).map(|_| Vec::new()).collect();
+        let ids: Vec<_> =
+            self.rules.iter().filter(|(_, rule)| goes(self, shard_of(rule.hash))).map(|(id, _)| id).collect();
+        for id in ids {
+            if let Some(ticket) = self.rules.get_mut(id).and_then(|rule| rule.ticket.take()) {
+                self.waiting.remove(ticket);
+            }
+            let Some(mut rule) = self.rules.remove(id) else { continue };
+            rule.delayed = false;
+            self.count_trouble(&rule, false);
+            self.count_in_device(&rule, false);
+            parcels[shard_of(rule.hash)].push(rule);
+        }
+        for (shard, rules) in parcels.into_iter().enumerate() {
+            if !goes(self, shard) {
+                continue;
+            }
+            let to = self.crew.planned(shard);
+            self.shards[shard] = false;
+            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules })));
+            self.crew.set_route(shard, to);
+        }
+    }
+
+    /// A shard has come: its rules are ours, and its flows that were here before it are looked at now.
+    pub(super) fn adopt(&mut self, parcel: Parcel, now: Instant) {
+        let Parcel { shard, rules } = parcel;
+        self.shards[shard] = true;
+        for rule in rules {
+            self.count_trouble(&rule, true);
+            self.count_in_device(&rule, true);
+            if let Some(has) = &rule.has {
+                self.flushes.iter_mut().filter(|flush| has.flush < flush.number).for_each(|flush| flush.left += 1);
+            }
+            let waits = rule.trouble.as_ref().is_some_and(|trouble| trouble.why.is_want_of_room());
+            let due = [rule.trouble.as_ref().and_then(|t| t.next), rule.stuck.as_ref().and_then(|t| t.next)];
+            let rate = rule.pace.rate;
+            let id = self.rules.insert(rule);
+            self.timers.extend(due.into_iter().flatten().map(|due| std::cmp::Reverse((due, id))));
+            if waits && let Some(rule) = self.rules.get_mut(id) {
+                rule.ticket = Some(self.waiting.add(rate, id));
+            }
+            self.todo.push_back(id);
+        }
+        let (come, held) = std::mem::take(&mut self.held).into_iter().partition(|cell| shard_of(cell.hash()) == shard);
+        self.held = held;
+        let come: Vec<Arc<OffloadCell>> = come;
+        come.iter().for_each(|cell| self.visit(cell, now));
+        self.end_flushes();
+        // The plan may have changed while it was on its way.
+        self.give_away();
+    }
+}
