@@ -548,9 +548,7 @@ impl Staff {
         while self.hired < threads {
             let id = self.hired;
             let worker = Worker::new(id, StdArc::clone(&self.crew), config, convalescent);
-            let thread = std::thread::Builder::new().name(format!("offload-{id}")).spawn(move || worker.run())?;
-            self.threads.push(thread);
-            self.hired += 1;
+            // Before it looks for the first time: it must know every queue in which old marks may wait.
             let lanes = &self.crew.lanes[id];
             for mailbox in &self.mailboxes {
                 lanes.send(Message::AgentAdded(Arc::clone(mailbox)));
@@ -558,6 +556,9 @@ impl Staff {
             for (info, queues) in self.ports.values() {
                 lanes.send(Message::PortAdded(info.clone(), queues.clone()));
             }
+            let thread = std::thread::Builder::new().name(format!("offload-{id}")).spawn(move || worker.run())?;
+            self.threads.push(thread);
+            self.hired += 1;
         }
         self.working = threads;
         self.crew.deal(threads);

@@ -54,19 +54,21 @@ pub struct Rule {
 pub struct Pace {
     /// Packets a second, of late.
     pub rate: u64,
+    measured: bool,
     /// What its owners had counted when last looked at, and when that was.
     seen: Option<(u64, Instant)>,
 }
 
 impl Pace {
-    /// `count` packets have come until `now`. The newest window counts for half of the rate.
+    /// `count` packets have come until `now`. The newest window counts for half of the rate; the first for all of it.
     pub fn observe(&mut self, count: u64, now: Instant) {
         let Some((before, then)) = self.seen.replace((count, now)) else { return };
         let seconds = now.saturating_duration_since(then).as_secs_f64();
         if seconds > 0.0 {
             // Where an owner has left, the count is lower than before.
             let rate = count.saturating_sub(before) as f64 / seconds;
-            self.rate = ((self.rate as f64 + rate) / 2.0).round() as u64;
+            let of_late = if std::mem::replace(&mut self.measured, true) { self.rate as f64 } else { rate };
+            self.rate = ((of_late + rate) / 2.0).round() as u64;
         }
     }
 }

@@ -115,6 +115,8 @@ pub struct Worker {
     waiting: Waiting,
     /// How many waiting rules may try.
     room: usize,
+    /// Whether they try on for as long as it goes well.
+    probing: bool,
     /// Up to where the crew's count of room that appeared is known.
     room_known: u64,
     /// The device said that it has no room, and nothing was removed since.
@@ -205,6 +207,7 @@ impl Worker {
             next_operation: None,
             waiting: Waiting::default(),
             room: 0,
+            probing: false,
             room_known: crew.room_so_far(),
             full: false,
             next_probe: start,
@@ -681,7 +684,10 @@ impl Worker {
         if trouble.why.is_want_of_room() && rule.ticket.is_none() {
             if self.waiting.is_empty() {
                 self.next_probe = trouble.last + PROBE;
-                self.next_evictions = self.next_evictions.max(now + self.stats_interval);
+                if trouble.attempts == 1 {
+                    // How busy it is must be seen first.
+                    self.next_evictions = self.next_evictions.max(now + self.stats_interval);
+                }
             }
             rule.ticket = Some(self.waiting.add(rule.pace.rate, id));
         }
@@ -819,6 +825,7 @@ impl Worker {
             self.next_probe = now + PROBE;
             self.full = false;
             self.room += 1;
+            self.probing = true;
         }
         for _ in 0..BATCH {
             if self.room == 0 || self.waiting.is_empty() || !self.may_operate(now) {
@@ -831,8 +838,15 @@ impl Worker {
                 StdArc::make_mut(trouble).next = Some(now);
             }
             self.reconcile(id, now);
-            // One that turned out to be dead leaves the room to the next.
-            self.room -= usize::from(self.rules.get(id).is_some());
+            match self.rules.get(id) {
+                // One that turned out to be dead leaves the room to the next.
+                None => {}
+                Some(rule) if rule.has.is_some() => self.room -= usize::from(!self.probing),
+                Some(_) => {
+                    self.room -= 1;
+                    self.probing = false;
+                }
+            }
             if self.full {
                 // Somebody else was quicker.
                 self.room = 0;

@@ -1,4 +1,8 @@
-//! A worker that the test steps by hand, on a device that does what the test says. No thread, no sleep.
+//! Workers that the test steps by hand, on a device that does what the test says. No thread, no sleep.
+
+mod off;
+mod room;
+mod several;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::{Pin, pin};
@@ -24,12 +28,30 @@ struct Script {
     capacity: usize,
     caps: BackendCaps,
     counts: FlowStats,
+    /// Those of one rule, by its mark.
+    counts_of: BTreeMap<u32, FlowStats>,
+    /// What keeps puts and changes at level `Mark`.
+    short: Option<Unsupported>,
     generation: u64,
     flush_fails: bool,
     panic_at: Option<&'static str>,
     /// Runs in the midst of the next operation.
     meanwhile: Option<Box<dyn FnOnce() + Send>>,
     next: u64,
+}
+
+impl Script {
+    fn done(&self, wanted: Level) -> Done {
+        match self.short {
+            Some(_) if wanted == Level::Full => Done { level: Level::Mark, short: self.short },
+            _ => Done::at(wanted.min(self.caps.level)),
+        }
+    }
+
+    fn counts(&self, handle: Handle) -> FlowStats {
+        let mark = self.rules.get(&handle.0).map_or(0, |rule| rule.1);
+        self.counts_of.get(&mark).copied().unwrap_or(self.counts)
+    }
 }
 
 struct Scripted(Arc<Mutex<Script>>);
@@ -82,10 +104,10 @@ impl Backend for Scripted {
             return Err(PutError::NoRoom);
         }
         script.next += 1;
-        let (handle, level) = (script.next, script.caps.level);
+        let handle = script.next;
         assert!(script.rules.values().all(|rule| rule.0 != *flow.matching), "put twice");
         script.rules.insert(handle, (*flow.matching, flow.mark.0.get(), flow.actions.clone()));
-        Ok((Handle(handle), Done::at(level)))
+        Ok((Handle(handle), script.done(flow.level)))
     }
 
     fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
@@ -96,7 +118,7 @@ impl Backend for Scripted {
         let rule = script.rules.get_mut(&handle.0).expect("a rule that is replaced is there");
         assert_eq!(rule.0, *flow.matching);
         *rule = (*flow.matching, flow.mark.0.get(), flow.actions.clone());
-        Ok(Done::at(script.caps.level))
+        Ok(script.done(flow.level))
     }
 
     fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
@@ -105,13 +127,13 @@ impl Backend for Scripted {
             script.delete_failures -= 1;
             return Err(DeleteError("not now".to_owned()));
         }
-        let counts = script.counts;
+        let counts = script.counts(handle);
         Ok(script.rules.remove(&handle.0).map_or(FlowStats::default(), |_| counts))
     }
 
     fn stats(&mut self, handles: &[Handle], into: &mut Vec<FlowStats>) -> Result<(), StatsError> {
-        let counts = self.0.lock().unwrap().counts;
-        into.extend(handles.iter().map(|_| counts));
+        let script = self.0.lock().unwrap();
+        into.extend(handles.iter().map(|handle| script.counts(*handle)));
         Ok(())
     }
 
@@ -138,6 +160,7 @@ fn scripted(script: &Arc<Mutex<Script>>, fence: &Fence) -> impl crate::offload::
 struct World {
     offload: Arc<Offload>,
     worker: Worker,
+    others: Vec<Worker>,
     agent: Arc<Agent>,
     script: Arc<Mutex<Script>>,
     fence: Fence,
@@ -165,6 +188,8 @@ impl World {
             capacity: usize::MAX,
             caps,
             counts: FlowStats::default(),
+            counts_of: BTreeMap::new(),
+            short: None,
             generation: 0,
             flush_fails: false,
             panic_at: None,
@@ -175,12 +200,13 @@ impl World {
         adjust(&mut script, &mut config);
         let (script, fence) = (Arc::new(Mutex::new(script)), Fence::default());
         let device = scripted(&script, &fence);
-        let (offload, worker) = Offload::assemble(Arc::new(device), Instant::now(), &config);
+        let (offload, mut workers) = Offload::assemble_many(Arc::new(device), Instant::now(), &config);
+        let worker = workers.remove(0);
         let agent = Arc::new(offload.agent(0, Box::new(|| {})).unwrap());
         let ring = Arc::new(RxProgress::new(64));
         offload.port_added(port(1), vec![Arc::clone(&ring)]);
         let offload = Arc::new(offload);
-        let mut world = World { offload, worker, agent, script, fence, ring, now: Instant::now() };
+        let mut world = World { offload, worker, others: workers, agent, script, fence, ring, now: Instant::now() };
         world.settle();
         world
     }
@@ -188,8 +214,10 @@ impl World {
     /// Steps the worker until it has nothing to do at this time.
     fn settle(&mut self) {
         for _ in 0..1_000 {
-            self.worker.turn(self.now);
-            if !self.worker.has_work(self.now) {
+            let workers = std::iter::once(&mut self.worker).chain(&mut self.others);
+            workers.for_each(|worker| worker.turn(self.now));
+            let mut workers = std::iter::once(&self.worker).chain(&self.others);
+            if !workers.any(|worker| worker.has_work(self.now)) {
                 return;
             }
         }
@@ -240,6 +268,15 @@ impl World {
         let mut seen = Vec::new();
         self.agent.drain(|cell| seen.push((cell.slot().index, cell.mark().map(|mark| mark.0.get()))));
         seen
+    }
+}
+
+/// Waits for what another thread does.
+fn await_that(what: &str, mut cond: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !cond() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "in vain: {what}");
+        std::thread::yield_now();
     }
 }
 
@@ -890,62 +927,6 @@ fn stopping_removes_every_rule_even_where_the_device_cannot_flush() {
 }
 
 #[test]
-fn a_hanging_device_holds_up_neither_snapshots_nor_the_stop() {
-    struct Hanging(Scripted, Arc<Mutex<std::sync::mpsc::Receiver<()>>>);
-    impl Backend for Hanging {
-        fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
-            // Until the test is over.
-            let _ = self.1.lock().unwrap().recv();
-            self.0.put(flow)
-        }
-        fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
-            self.0.replace(handle, flow)
-        }
-        fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
-            self.0.delete(handle)
-        }
-        fn stats(&mut self, handles: &[Handle], into: &mut Vec<FlowStats>) -> Result<(), StatsError> {
-            self.0.stats(handles, into)
-        }
-        fn generation(&mut self) -> Generation {
-            self.0.generation()
-        }
-        fn flush(&mut self, handles: &[Handle]) -> Result<(), FlushError> {
-            self.0.flush(handles)
-        }
-    }
-    let world = World::new(|_, _| {});
-    let (let_go, held) = std::sync::mpsc::channel();
-    let (script, held) = (Arc::clone(&world.script), Arc::new(Mutex::new(held)));
-    let caps = script.lock().unwrap().caps.clone();
-    let hanging = Of(caps, Fence::default(), move || {
-        Box::new(Hanging(Scripted(Arc::clone(&script)), Arc::clone(&held))) as Box<dyn Backend>
-    });
-    let offload = Offload::start(Arc::new(hanging), Instant::now(), OffloadConfig::default()).unwrap();
-    offload.port_added(port(1), vec![]);
-    let agent = offload.agent(0, Box::new(|| {})).unwrap();
-    let cell = world.adopt_for(&agent, 1, output(1), 1);
-    while cell.standing() != Standing::Installing {
-        std::thread::yield_now();
-    }
-    assert_eq!(offload.snapshot().queue.depth, 0);
-    agent.release(world.now, &cell);
-    let begin = Instant::now();
-    let mut asked_before = offload.flush();
-    offload.stop(begin + Duration::from_millis(20));
-    assert!(begin.elapsed() < Duration::from_secs(10));
-    assert!(
-        asked_before.try_recv().is_err() && poll(&mut pin!(offload.marks(0, 1))) == Some(Err(oneshot::Canceled)),
-        "nobody waits for it"
-    );
-    drop(let_go);
-    // It ends by itself once the device lets it.
-    while world.script.lock().unwrap().operations.last() != Some(&"flush") {
-        std::thread::yield_now();
-    }
-}
-
-#[test]
 fn a_port_that_comes_and_goes_while_the_worker_does_not_look_leaves_no_messages() {
     let mut world = World::new(|_, _| {});
     let cell = world.adopt(1);
@@ -978,9 +959,7 @@ fn a_worker_thread_offloads_and_stops_clean() {
     offload.port_added(port(1), vec![]);
     let agent = offload.agent(0, Box::new(|| {})).unwrap();
     let cells: Vec<_> = (1..=100).map(|i| world.adopt_for(&agent, i, output(1), 1)).collect();
-    while cells.iter().any(|cell| cell.standing() != Standing::Offloaded(Level::Full)) {
-        std::thread::yield_now();
-    }
+    await_that("all are put", || cells.iter().all(|cell| cell.standing() == Standing::Offloaded(Level::Full)));
     let stopped = offload.stop(Instant::now() + Duration::from_secs(60));
     assert_eq!(stopped, Stopped { removed: 100, left: 0 });
 }

@@ -1,0 +1,187 @@
+//! Several workers, and shards that move between them.
+
+use super::*;
+
+/// Workers that are stepped in turn.
+fn crew_of(threads: usize) -> World {
+    World::new(|script, config| {
+        config.threads = threads;
+        script.caps.mark_bits = 16;
+    })
+}
+
+fn rules_of(world: &World) -> Vec<usize> {
+    world.offload.snapshot().workers.iter().map(|worker| worker.rules).collect()
+}
+
+#[test]
+fn a_megaflow_has_one_worker_for_all_pollers_and_megaflows_are_spread() {
+    let mut world = crew_of(4);
+    let other = world.offload.agent(1, Box::new(|| {})).unwrap();
+    let first: Vec<_> = (0..200).map(|i| world.adopt(i)).collect();
+    let second: Vec<_> = (0..200).map(|i| world.adopt_for(&other, i, output(1), 2)).collect();
+    world.settle();
+    assert_eq!(world.device_actions().len(), 200, "one rule a megaflow, whoever asked");
+    assert!(first.iter().zip(&second).all(|(a, b)| a.mark() == b.mark() && a.mark().is_some()));
+    let rules = rules_of(&world);
+    assert_eq!(rules.iter().sum::<usize>(), 200);
+    assert!(rules.iter().all(|rules| *rules > 10), "{rules:?}");
+}
+
+#[test]
+fn workers_come_and_go_without_a_word_to_the_device() {
+    let mut world = crew_of(4);
+    let cells: Vec<_> = (0..200).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.operations();
+    for threads in [1, 3, 2, 4] {
+        world.offload.set_threads(threads).unwrap();
+        world.settle();
+        let rules = rules_of(&world);
+        assert_eq!(rules.iter().sum::<usize>(), 200);
+        assert!(rules[threads..].iter().all(|rules| *rules == 0), "{threads}: {rules:?}");
+        assert!(rules[..threads].iter().all(|rules| *rules > 0), "{threads}: {rules:?}");
+        assert_eq!(world.operations(), [""; 0]);
+    }
+    world.agent.update(world.now, &cells[7], output(9), 2);
+    world.settle();
+    assert_eq!(world.operations(), ["replace"], "whoever has the rule now knows it");
+    cells.iter().for_each(|cell| world.agent.release(world.now, cell));
+    world.settle();
+    world.turn_ring_over();
+    world.pass(Duration::from_millis(50));
+    let snapshot = world.offload.snapshot();
+    assert_eq!((snapshot.rules, snapshot.megaflows), (0, 0));
+    assert_eq!((snapshot.marks.in_use, snapshot.marks.quarantined), (0, 0));
+}
+
+#[test]
+fn a_flow_that_comes_before_or_after_its_shard_moved_is_put_once_and_is_not_lost() {
+    let mut world = crew_of(2);
+    let early: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.offload.set_threads(1).unwrap();
+    // The second worker gives its shards away; the first has not looked yet.
+    let now = world.now;
+    world.others[0].turn(now);
+    for cell in &early {
+        world.worker.visit(cell, now);
+    }
+    assert!(!world.worker.held.is_empty(), "flows are kept until their shard has come");
+    world.settle();
+    assert!(world.worker.held.is_empty());
+    // A poller that read the old route leaves its flow with the worker that has nothing to do with it any more.
+    let late: Vec<_> = (100..120).map(|i| world.adopt(i)).collect();
+    while let Some(cell) = world.worker.consumer.next_put() {
+        world.worker.crew.lanes[1].put(&cell, true);
+    }
+    world.settle();
+    assert!(late.iter().all(|cell| cell.mark().is_some()));
+    assert_eq!(world.device_actions().len(), 120);
+    assert_eq!(world.operations().len(), 120, "each was put once");
+    assert_eq!(rules_of(&world), [120, 0]);
+}
+
+#[test]
+fn troubles_move_with_their_shards() {
+    let mut world = World::new(|script, config| {
+        (config.threads, script.capacity) = (2, 10);
+        script.put_answers = (0..5).map(|_| PutError::Device("busy".to_owned())).collect();
+    });
+    let cells: Vec<_> = (0..40).map(|i| world.adopt(i)).collect();
+    world.settle();
+    let refused = |world: &World| world.offload.snapshot().refused;
+    let before = refused(&world);
+    assert_eq!(before, [(Reason::NoRoom, 25), (Reason::Device, 5)]);
+    world.offload.set_threads(1).unwrap();
+    world.settle();
+    assert_eq!(refused(&world), before);
+    // Room appears for all: those that wait are put, and those that the device failed come back by themselves.
+    world.script.lock().unwrap().capacity = usize::MAX;
+    world.agent.release(world.now, &cells[0]);
+    world.pass(Duration::from_secs(40));
+    assert_eq!(refused(&world), []);
+    assert_eq!(world.device_actions().len(), 39);
+}
+
+#[test]
+fn a_flush_waits_for_the_rules_of_shards_that_are_on_their_way() {
+    let mut world = crew_of(2);
+    let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    let moved = rules_of(&world)[1];
+    world.offload.set_threads(1).unwrap();
+    let now = world.now;
+    world.others[0].turn(now);
+    // The first worker reads of the flush before it reads of the shards.
+    let parcels = world.worker.consumer.take_messages().unwrap();
+    let mut flushed = world.offload.flush();
+    world.script.lock().unwrap().delete_failures = 0;
+    for _ in 0..20 {
+        world.worker.turn(now);
+        world.others[0].turn(now);
+    }
+    assert_eq!(flushed.try_recv(), Ok(None), "{moved} rules are still on their way");
+    parcels.into_iter().for_each(|parcel| world.worker.obey(parcel, now));
+    world.settle();
+    assert_eq!(flushed.try_recv(), Ok(Some(Flushed { removed: 100, trouble: None })));
+    assert_eq!(world.device_actions().len(), 100, "they are wanted, so they are put again");
+    drop(cells);
+}
+
+#[test]
+fn a_worker_that_counts_for_a_flush_keeps_its_shards_until_it_is_through() {
+    let mut world = crew_of(2);
+    let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    world.script.lock().unwrap().delete_failures = 1;
+    let mut flushed = world.offload.flush();
+    world.settle();
+    assert_eq!(flushed.try_recv(), Ok(None), "one removal failed");
+    world.offload.set_threads(1).unwrap();
+    world.pass(Duration::from_millis(50));
+    assert_eq!(flushed.try_recv(), Ok(Some(Flushed { removed: 100, trouble: None })));
+    world.settle();
+    assert_eq!(rules_of(&world), [100, 0]);
+    drop(cells);
+}
+
+#[test]
+fn room_that_one_worker_gives_back_is_taken_by_another_that_waits() {
+    let mut world = World::new(|script, config| (config.threads, script.capacity) = (2, 50));
+    let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    assert_eq!(world.device_actions().len(), 50);
+    // The first fifty die; among those that wait are flows of both workers.
+    cells[..50].iter().for_each(|cell| world.agent.release(world.now, cell));
+    world.settle();
+    assert_eq!(world.device_actions().len(), 50);
+    assert_eq!(world.offload.snapshot().refused, []);
+}
+
+#[test]
+fn a_full_device_is_shared_by_those_that_want_it() {
+    let mut world = World::new(|script, config| {
+        (config.threads, script.capacity, script.caps.mark_bits) = (2, 40, 16);
+    });
+    // All that the device holds is one worker's.
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    for i in 0..400 {
+        let cell = world.adopt(i);
+        let mine = if world.worker.crew.route(crate::offload::crew::shard_of(cell.hash())) == 0 {
+            &mut first
+        } else {
+            &mut second
+        };
+        mine.push(cell);
+        if first.len() < 40 {
+            world.worker.turn(world.now);
+        }
+    }
+    world.settle();
+    assert_eq!(rules_of(&world), [40, 0]);
+    world.pass(Duration::from_secs(20));
+    let rules = rules_of(&world);
+    assert_eq!(rules.iter().sum::<usize>(), 40);
+    assert!(rules[1] >= 15, "{rules:?}");
+}
