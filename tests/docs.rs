@@ -195,6 +195,14 @@ fn every_option_of_the_simulated_device_is_told_of_and_no_other() {
 }
 
 #[test]
+fn every_fault_of_a_device_is_told_of_and_no_other() {
+    let page = page("offloadd.8");
+    let described: Vec<&str> = items(section(&page, ".Ss chaos")).into_iter().map(|(words, _)| words[0]).collect();
+    assert_eq!(described[0], "over");
+    assert_eq!(described[1..], backend::chaos::Settings::NAMES);
+}
+
+#[test]
 fn every_count_and_refusal_is_told_of() {
     let page = page("offloadd.8");
     let named = |heading: &str| -> Vec<String> {

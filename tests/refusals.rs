@@ -79,7 +79,10 @@ fn unknown_devices_and_options_are_refused_with_what_would_do() {
     let stage = Stage::new();
     for (device, said) in [
         ("asic", "asic"),
-        ("sim,colour=red", "colour=red: no such option; known: preset, capacity, mark-bits, replace, level"),
+        (
+            "sim,colour=red",
+            "colour=red: no such option; known: preset, op-time, capacity, mark-bits, replace, level, without, ring",
+        ),
         ("sim,preset=slow", "preset=slow: expected fw, tc, sws, hws or instant"),
         ("sim,mark-bits=40", "mark-bits=40: expected 8 to 32"),
     ] {

@@ -1,21 +1,26 @@
 //! The simulated NIC reads packets by code of its own. Here it is held against the datapath's: whatever match is put into
-//! it, it must stamp exactly the packets that the datapath says match. So neither can be wrong alone and go unnoticed.
+//! it, it must stamp exactly the packets that the datapath says match. So neither can be wrong alone and go unnoticed. And
+//! what it executes by itself must leave as if the datapath had executed it.
 
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use offloadd::datapath::counters::{Fate, PortCounters};
+use offloadd::datapath::execute::{Way, execute};
+use offloadd::datapath::output::{Output, Outputs, PortLimits, Tx};
 use offloadd::flow::field::FIELDS;
-use offloadd::flow::{Actions, Key, Mask, Match, PortNo};
+use offloadd::flow::{Action, Actions, Assign, Header, Key, Mask, Match, PortNo, Set};
 use offloadd::offload::Level;
 use offloadd::offload::backend::sim::{Nic, Options, Sim};
 use offloadd::offload::backend::{Device, Install};
 use offloadd::offload::mark::Mark;
 use offloadd::packet::extract::extract;
-use offloadd::packet::{BATCH, Packet, Pool};
-use offloadd::port::{Kind, PortInfo, RxQueue};
+use offloadd::packet::{BATCH, Packet, PartialChecksum, Pool};
+use offloadd::port::{Kind, PortInfo, RxQueue, Sent, TxQueue};
 
 use crate::capture;
 
@@ -37,9 +42,13 @@ impl RxQueue for Given {
 }
 
 fn port() -> PortInfo {
+    numbered(1)
+}
+
+fn numbered(number: u32) -> PortInfo {
     PortInfo {
-        name: "p1".into(),
-        number: PortNo(1),
+        name: format!("p{number}"),
+        number: PortNo(number),
         kind: Kind::Sim,
         ifindex: None,
         rx_queues: 1,
@@ -197,4 +206,138 @@ fn a_nic_that_lies_is_noticed() {
     let marks = stamped(&Nic::new(Instant::now()), &[first, other], &frames[..1], true);
     let rule = marks[0].expect("the swapped mark is stamped");
     assert!(![first, other][rule].matches(&keys[0]), "the comparison of the other tests would fail");
+}
+
+/// The frames that left by a port, in order.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl TxQueue for Log {
+    fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
+        let sent = Sent { packets: packets.len() as u64, ..Sent::default() };
+        self.0.lock().unwrap().extend(packets.iter().map(|packet| packet.bytes().to_vec()));
+        pool.give_all(packets);
+        sent
+    }
+}
+
+impl Log {
+    fn take(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+/// Ports 1 to 3 of an MTU of 1,000 and one that is a little larger, so that some frames are too long for some; the second
+/// finishes checksums.
+const MTUS: [u32; 3] = [1_000, 1_500, 1_004];
+
+fn finishes_checksums(number: u32) -> bool {
+    number == 2
+}
+
+/// The datapath's way out, into logs of its own.
+fn software() -> (Outputs, [Log; 3]) {
+    let (mut outputs, logs) = (Outputs::new(), <[Log; 3]>::default());
+    for ((log, mtu), number) in logs.iter().zip(MTUS).zip(1..) {
+        let limits = Arc::new(PortLimits { mtu: AtomicU32::new(mtu) });
+        let tx = Tx::Own(Box::new(log.clone()));
+        outputs.add(
+            PortNo(number),
+            Output::new(tx, finishes_checksums(number), false, limits, Arc::new(PortCounters::default())),
+        );
+    }
+    (outputs, logs)
+}
+
+fn some_actions(dice: &mut Dice) -> Actions {
+    const HEADERS: [Header; 7] =
+        [Header::Eth, Header::Vlan, Header::Ipv4, Header::Ipv6, Header::Tcp, Header::Udp, Header::Sctp];
+    let some_set = |dice: &mut Dice| {
+        let header = HEADERS[dice.below(HEADERS.len())];
+        let field = header.fields()[dice.below(header.fields().len())];
+        let value = u128::from(dice.0) << 64 | u128::from(dice.0.rotate_left(23));
+        let whole = Assign::full(field, value);
+        let assign =
+            if dice.below(3) == 0 { Assign { mask: whole.mask & value.rotate_left(7), ..whole } } else { whole };
+        Set::new(header, &[assign]).unwrap()
+    };
+    (0..dice.below(8))
+        .map(|_| match dice.below(6) {
+            0..=2 => Action::Output(PortNo(1 + dice.below(3) as u32)),
+            3 => Action::PushVlan { tpid: 0x8100, tci: 0x1000 | dice.below(4_096) as u16 },
+            4 => Action::PopVlan,
+            _ => Action::Set(some_set(dice)),
+        })
+        .collect()
+}
+
+/// As they arrive: a few with a checksum that a kernel left to be finished.
+fn arriving(frames: &[Vec<u8>]) -> Vec<Packet> {
+    let mut packets = packets(frames);
+    for (i, packet) in packets.iter_mut().enumerate().filter(|(_, packet)| packet.len() >= 60) {
+        if i % 16 == 5 {
+            packet.meta.offload.checksum = Some(PartialChecksum { start: 34, offset: 6 });
+        }
+    }
+    packets
+}
+
+#[test]
+fn what_the_nic_executes_by_itself_leaves_as_if_the_datapath_had_executed_it() {
+    let frames = frames();
+    let mut dice = Dice(0xac7);
+    let (mut outputs, expected) = software();
+    let nic = Nic::new(Instant::now());
+    let device = Sim::new(Arc::clone(&nic), Options { level: Level::Full, ..Options::default() });
+    let wires = <[Log; 3]>::default();
+    for ((wire, mtu), number) in wires.iter().zip(MTUS).zip(1..) {
+        let info = PortInfo { tx_checksum: finishes_checksums(number), ..numbered(number) };
+        device.connect(&info, mtu as usize, Some(Box::new(wire.clone())));
+    }
+    let (now, mut pool, fate) = (Instant::now(), Pool::new(), Fate::default());
+    let (mut handled, mut handed_up, mut in_order) = (0, 0, 0);
+    for chunk in frames.chunks(BATCH) {
+        let actions = some_actions(&mut dice);
+        let way = Way::of(&actions, None);
+        let mut run = |packets: &mut Vec<Packet>, pool: &mut Pool| {
+            execute(way, &actions, packets, &mut outputs, pool, &fate);
+            outputs.flush(now, pool, &fate);
+            expected.each_ref().map(Log::take)
+        };
+        let mut software = run(&mut arriving(chunk), &mut pool);
+
+        let mut backend = device.channel();
+        let (matching, mark) = (Match::new(&Key::ZERO, &Mask::EMPTY), Mark::new(1).unwrap());
+        let install =
+            Install { matching: &matching, actions: &actions, mark, level: Level::Full, in_port: Some(PortNo(1)) };
+        let (handle, done) = backend.put(install).unwrap();
+        assert_eq!((done.level, done.short), (Level::Full, None));
+        let mut left = Vec::new();
+        let mut queue = device.wrap_rx(&port(), Box::new(Given(arriving(chunk))));
+        assert_eq!(queue.receive(now, &mut pool, &mut left).unwrap(), chunk.len());
+        let kept = chunk.len() - left.len();
+        assert_eq!(backend.delete(handle).unwrap().packets, kept as u64);
+        handled += kept;
+        handed_up += left.len();
+        let mut hardware = wires.each_ref().map(Log::take);
+        let all_done = left.is_empty();
+        // What it cannot do comes up untouched, and is the datapath's.
+        for (sent, rest) in hardware.iter_mut().zip(run(&mut left, &mut pool)) {
+            sent.extend(rest);
+        }
+        let mut ports: Vec<_> = actions.outputs().collect();
+        ports.sort_unstable();
+        if all_done && ports.windows(2).all(|pair| pair[0] != pair[1]) {
+            in_order += 1;
+        } else {
+            // The datapath sends a packet's second copy to a port behind the first copies of the others, the NIC right behind its own.
+            hardware.iter_mut().chain(&mut software).for_each(|sent| sent.sort());
+        }
+        for (hardware, software) in hardware.iter().zip(&software) {
+            let differs = hardware.iter().zip(software).find(|(hardware, software)| hardware != software);
+            assert!(hardware.len() == software.len() && differs.is_none(), "{actions:?}: {differs:02x?}");
+        }
+    }
+    // All ways were really tried.
+    assert!(handled > 4_000 && handed_up > 500 && in_order > 20, "{handled}, {handed_up}, {in_order}");
 }

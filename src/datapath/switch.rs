@@ -223,7 +223,7 @@ impl Switch {
         let wire = wire.map_err(|source| AddPortError::Transmit { name: spec.name.clone(), source })?;
         let ring = match &self.device {
             Some(device) => {
-                device.connect(&info, wire);
+                device.connect(&info, port.mtu(), wire);
                 device.ring(info.ring)
             }
             None => info.ring,
@@ -336,8 +336,12 @@ impl Switch {
 
     /// Reads what may have changed behind our back: each port's MTU. Call about once a second.
     pub fn refresh_ports(&self) {
-        for open in self.ports().open.values() {
-            open.limits.mtu.store(open.port.mtu() as u32, Ordering::Relaxed);
+        for (number, open) in &self.ports().open {
+            let mtu = open.port.mtu();
+            open.limits.mtu.store(mtu as u32, Ordering::Relaxed);
+            if let Some(device) = &self.device {
+                device.set_mtu(*number, mtu);
+            }
         }
     }
 
@@ -357,6 +361,11 @@ impl Switch {
             counters: sum(open),
         };
         self.ports().open.values().map(view).collect()
+    }
+
+    /// The device, if there is one.
+    pub fn device(&self) -> Option<&dyn Device> {
+        self.device.as_deref()
     }
 
     /// What the device did with a port's packets; `None` where it does not serve the port, or does not tell.

@@ -18,6 +18,7 @@ use crate::rig;
 
 pub fn bench(c: &mut Criterion) {
     adopt(c);
+    operate(c);
     stamp(c);
 }
 
@@ -68,6 +69,36 @@ fn adopt_one(agent: &Agent, n: u32) -> Duration {
     let time = begun.elapsed();
     agent.release(now, &cell);
     time
+}
+
+/// What a put and a delete cost in the simulated NIC, which is to cost a worker nothing when it is to be measured.
+fn operate(c: &mut Criterion) {
+    let mut g = c.benchmark_group("simulated NIC put and delete");
+    for (rules, name) in [(1, "empty table"), (1_000, "1k rules"), (100_000, "100k rules")] {
+        let device = sim::open(sim::Options::default(), Instant::now());
+        let mut backend = device.channel();
+        let (mask, actions) = (rig::tuple_mask(32), rig::output());
+        let matches: Vec<Match> = (0..rules).map(|n| Match::new(&rig::key(n), &mask)).collect();
+        let install = |matching| Install {
+            matching,
+            actions: &actions,
+            mark: Mark::new(1).expect("not 0"),
+            level: Level::Mark,
+            in_port: Some(rig::IN),
+        };
+        let mut handles: Vec<_> =
+            matches.iter().map(|matching| backend.put(install(matching)).expect("there is room").0).collect();
+        let mut next = (0..matches.len()).cycle();
+        g.bench_function(name, |b| {
+            b.iter(|| {
+                // A cycle has no end.
+                let at = next.next().unwrap_or(0);
+                backend.delete(handles[at]).expect("it does not fail");
+                handles[at] = backend.put(install(&matches[at])).expect("there is room").0;
+            });
+        });
+    }
+    g.finish();
 }
 
 /// The simulated NIC's own table: no part of what the switch costs with a real one.

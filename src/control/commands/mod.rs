@@ -5,6 +5,7 @@
 //! - [`rule`]: rules and stations
 //! - [`poller`]: what pollers did
 //! - [`process`]: the daemon itself
+//! - [`sim`]: what is made to go wrong with a simulated device
 //! - [`vlog`]: its log
 
 pub mod dpctl;
@@ -13,6 +14,7 @@ pub mod offload;
 pub mod poller;
 pub mod process;
 pub mod rule;
+pub mod sim;
 pub mod vlog;
 
 use std::sync::Arc;
@@ -30,7 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Declares every command of the daemon.
 pub fn register(registry: &mut Registry, daemon: &Arc<Daemon>) {
-    for table in [dpctl::COMMANDS, offload::COMMANDS, poller::COMMANDS, process::COMMANDS, rule::COMMANDS] {
+    let tables =
+        [dpctl::COMMANDS, offload::COMMANDS, poller::COMMANDS, process::COMMANDS, rule::COMMANDS, sim::COMMANDS];
+    for table in tables {
         registry.add(table, Arc::clone(daemon));
     }
     registry.add(vlog::COMMANDS, ());

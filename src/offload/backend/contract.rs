@@ -1,11 +1,17 @@
 //! The contract that every backend keeps, as one function that runs over any of them.
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Backend, Device, Done, Handle, Install, PutError};
-use crate::flow::{Actions, Field, Key, Mask, Match, PortNo};
+use crate::flow::{Action, Actions, Field, Key, Mask, Match, PortNo};
 use crate::offload::mark::Mark;
 use crate::offload::state::{FlowStats, Level};
+use crate::packet::compose::compose;
+use crate::packet::{Packet, Pool};
+use crate::port::{Kind, PortInfo, RxQueue};
 
 /// Rules that the backends under test hold.
 pub const CAPACITY: usize = 4;
@@ -27,11 +33,59 @@ pub fn put(backend: &mut dyn Backend, i: u32) -> Result<(Handle, Done), PutError
     backend.put(Install { matching: &matching, actions: &actions, mark, level, in_port: Some(PortNo(1)) })
 }
 
+/// Lets a packet of each of these megaflows arrive at port 1; the marks of those that the device does not keep.
+pub fn pass(device: &dyn Device, megaflows: &[u32]) -> Vec<Option<u32>> {
+    let mut queue = device.wrap_rx(&port(), Box::new(Given(megaflows.to_vec())));
+    let (mut pool, mut all) = (Pool::new(), Vec::new());
+    loop {
+        let mut packets = Vec::new();
+        if queue.receive(Instant::now(), &mut pool, &mut packets).unwrap() == 0 {
+            return all;
+        }
+        all.extend(packets.iter().map(|packet| packet.meta.mark.map(|mark| mark.0.get())));
+    }
+}
+
+/// A receive queue with a packet of each of these megaflows.
+struct Given(Vec<u32>);
+
+impl RxQueue for Given {
+    fn receive(&mut self, _: Instant, _: &mut Pool, into: &mut Vec<Packet>) -> io::Result<usize> {
+        into.extend(self.0.drain(..).map(|i| {
+            let mut packet = Packet::from_bytes(&compose(megaflow(i).key(), 0));
+            packet.meta.in_port = PortNo(1);
+            packet
+        }));
+        Ok(into.len())
+    }
+
+    fn readable(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+fn port() -> PortInfo {
+    PortInfo {
+        name: "p1".to_owned(),
+        number: PortNo(1),
+        kind: Kind::Sim,
+        ifindex: None,
+        rx_queues: 1,
+        tx_checksum: false,
+        tx_segment: false,
+        ring: 64,
+    }
+}
+
 /// Checks everything that [`Device`] and [`Backend`] promise. `make` opens an empty device with room for [`CAPACITY`] rules.
 pub fn check(make: impl Fn() -> Arc<dyn Device>) {
     rules_fit_up_to_the_capacity_and_room_comes_back(&*make());
     a_deleted_rule_is_gone_however_often_it_is_deleted(&mut *make().channel());
     a_replaced_rule_keeps_its_handle(&*make());
+    a_replaced_rule_keeps_its_counts_and_has_its_new_mark(&*make());
+    the_level_answered_is_at_most_the_level_asked_for_and_what_is_short_is_said(&*make());
+    counts_are_those_of_the_packets_that_passed_in_the_order_asked_for(&*make());
+    behind_a_raised_fence_no_packet_is_marked_or_kept(&*make());
     counts_come_in_the_order_asked_for(&mut *make().channel());
     a_flush_leaves_nothing_of_what_it_was_given_and_is_no_reset(&mut *make().channel());
     a_handle_is_good_in_every_channel(&*make());
@@ -66,6 +120,57 @@ fn a_replaced_rule_keeps_its_handle(device: &dyn Device) {
     backend.replace(handle, install).unwrap();
     backend.delete(handle).unwrap();
     assert!(matches!(backend.replace(handle, install), Err(PutError::Device(_))));
+}
+
+fn a_replaced_rule_keeps_its_counts_and_has_its_new_mark(device: &dyn Device) {
+    if !device.capabilities().replace_in_place {
+        return;
+    }
+    let backend = &mut *device.channel();
+    let (handle, done) = put(backend, 1).unwrap();
+    assert_eq!(pass(device, &[1, 1]).len(), if done.level == Level::Full { 0 } else { 2 });
+    let (matching, actions, mark) = (megaflow(1), Actions::drop(), Mark::new(77).unwrap());
+    let install = Install { matching: &matching, actions: &actions, mark, level: Level::Mark, in_port: None };
+    assert_eq!(backend.replace(handle, install).map(|done| done.level), Ok(Level::Mark));
+    assert_eq!(pass(device, &[1]), [Some(77)]);
+    assert_eq!(backend.delete(handle).map(|counts| counts.packets), Ok(3));
+}
+
+fn the_level_answered_is_at_most_the_level_asked_for_and_what_is_short_is_said(device: &dyn Device) {
+    let (backend, most) = (&mut *device.channel(), device.capabilities().level);
+    let nowhere = Actions::new(vec![Action::Output(PortNo(60_000))]);
+    for (i, level, actions) in
+        [(1, Level::Mark, Actions::drop()), (2, Level::Full, Actions::drop()), (3, Level::Full, nowhere)]
+    {
+        let (matching, mark) = (megaflow(i), Mark::new(i).unwrap());
+        let install = Install { matching: &matching, actions: &actions, mark, level, in_port: None };
+        let (_, done) = backend.put(install).unwrap();
+        assert!(done.level <= level.min(most));
+        let kept = pass(device, &[i]).is_empty();
+        assert_eq!(kept, done.level == Level::Full, "what it says is what it does");
+        assert!(done.short.is_none() || done.level < level);
+        assert!(done.short.is_some() || done.level == level.min(most), "{done:?} of {level}");
+    }
+}
+
+fn counts_are_those_of_the_packets_that_passed_in_the_order_asked_for(device: &dyn Device) {
+    let backend = &mut *device.channel();
+    let handles: Vec<_> = (1..=3).map(|i| put(backend, i).unwrap().0).collect();
+    pass(device, &[1, 3, 3, 2, 9, 3]);
+    let mut counts = Vec::new();
+    backend.stats(&[handles[2], handles[0], handles[1]], &mut counts).unwrap();
+    assert_eq!(counts.iter().map(|counts| counts.packets).collect::<Vec<_>>(), [3, 1, 1]);
+    assert!(counts.iter().all(|counts| counts.bytes >= 34 * counts.packets && counts.used_ns > 0));
+    pass(device, &[3]);
+    assert_eq!(backend.delete(handles[2]).map(|counts| counts.packets), Ok(4));
+}
+
+fn behind_a_raised_fence_no_packet_is_marked_or_kept(device: &dyn Device) {
+    put(&mut *device.channel(), 1).unwrap();
+    device.fence().raise();
+    assert_eq!(pass(device, &[1]), [None]);
+    device.fence().lower();
+    assert_ne!(pass(device, &[1]), [None]);
 }
 
 fn counts_come_in_the_order_asked_for(backend: &mut dyn Backend) {

@@ -1,14 +1,17 @@
 //! What a device must be able to do: [`Device`], what all share of it, and [`Backend`], one worker's end with the verbs.
 //!
 //! - [`sim`]: a simulated NIC that truly matches packets
-//! - [`chaos`]: any device, made to go wrong on purpose
+//! - [`chaos`]: any device, made to go wrong on purpose, as its [`faults`] say
+//! - [`pace`]: how time passes in those that are made up
 //!
-//! To add a kind: a file here, an arm in [`open`]. The contract that every backend keeps is written down as tests in
+//! To add a kind: a file here, an arm in `open_plain`. The contract that every backend keeps is written down as tests in
 //! `contract`, which run over each of them.
 
 pub mod chaos;
 #[cfg(all(test, not(loom)))]
 pub mod contract;
+pub mod faults;
+pub mod pace;
 pub mod sim;
 
 use std::fmt;
@@ -17,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use chaos::Faults;
+use chaos::{Chaos, Faults, Settings};
 
 use super::mark::Mark;
 use super::state::{FlowStats, Level};
@@ -45,10 +48,21 @@ pub trait Device: Send + Sync {
     /// It does not come back. Nothing is promised of it then.
     fn restart(&self) -> Result<(), FlushError>;
 
-    /// A port whose packets the device sees. `wire`: where packets leave that the device sends there by itself; `None` where
-    /// it cannot. Called before the first packet is received.
-    fn connect(&self, port: &PortInfo, wire: Option<Box<dyn TxQueue>>) {
-        let _ = (port, wire);
+    /// Makes the device forget every rule by itself, as a power cut would: its [generation](Backend::generation) changes, and
+    /// channels stay good. `false`, and no change, where that cannot be had.
+    fn reset(&self) -> bool {
+        false
+    }
+
+    /// A port whose packets the device sees, of this MTU (as [`Port::mtu`](crate::port::Port::mtu)). `wire`: where packets
+    /// leave that the device sends there by itself; `None` where it cannot. Called before the first packet is received.
+    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>) {
+        let _ = (port, mtu, wire);
+    }
+
+    /// The MTU of a connected port, as of now.
+    fn set_mtu(&self, port: PortNo, mtu: usize) {
+        let _ = (port, mtu);
     }
 
     /// The port is gone: nothing is sent there any more, whatever the rules say.
@@ -306,7 +320,7 @@ impl Fence {
     }
 }
 
-/// What a device did with a port's packets.
+/// What a device did with a port's packets. Each that came from there is in one of `hits`, `full`, `misses` and `busy`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct PortCounts {
     /// Packets that a rule marked.
@@ -319,6 +333,10 @@ pub struct PortCounts {
     pub misses: u64,
     /// Packets that passed unmatched because the table was being changed.
     pub busy: u64,
+    /// Packets that the device sent to the port by itself, from whichever port they came.
+    pub sent: u64,
+    /// Packets that it would have sent, had the port taken them.
+    pub lost: u64,
 }
 
 /// `KIND[,option=value…]`, as after `--offload`.
@@ -331,7 +349,7 @@ pub struct BackendSpec {
 /// Why a backend could not be opened.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("offload: {0:?} is not a kind of device; known: none, sim")]
+    #[error("offload: {0:?} is not a kind of device; known: none, sim, chaos")]
     Kind(String),
     #[error("offload {text}: {part:?} is not option=value")]
     Syntax { text: String, part: String },
@@ -365,6 +383,16 @@ impl fmt::Display for BackendSpec {
 /// # Errors
 /// Names the kind or option that is not understood, and what would be.
 pub fn open(spec: &BackendSpec, epoch: Instant) -> Result<Arc<dyn Device>, OpenError> {
+    match spec.kind.as_str() {
+        "chaos" => chaos::open(&spec.options, epoch),
+        // So that it can be made to go wrong later; until then that costs a load an operation.
+        "sim" => Ok(Arc::new(Chaos::new(open_plain(spec, epoch)?, Settings::default()))),
+        _ => open_plain(spec, epoch),
+    }
+}
+
+/// As [`open`], a device that goes wrong by itself at most.
+fn open_plain(spec: &BackendSpec, epoch: Instant) -> Result<Arc<dyn Device>, OpenError> {
     match spec.kind.as_str() {
         "sim" => Ok(sim::open(sim::Options::parse(&spec.options)?, epoch)),
         _ => Err(OpenError::Kind(spec.kind.clone())),

@@ -6,7 +6,7 @@
 //!
 //! Sources: IEEE 802.1Q, RFC 3032 (MPLS), RFC 826 (ARP), RFC 791, RFC 8200, RFC 9293, RFC 768, RFC 9260, RFC 4861.
 
-use super::table::Columns;
+use super::table::{Columns, column};
 use crate::flow::field::FIELDS;
 use crate::flow::key::frag;
 use crate::flow::{Field, PortNo};
@@ -70,10 +70,7 @@ impl<'a> Cursor<'a> {
 
 impl Seen {
     fn put(&mut self, field: Field, value: impl Into<u128>) {
-        let place = field.def().at;
-        // Fields that share a place share the column of the first of them.
-        let first = FIELDS.iter().position(|def| def.at == place).unwrap_or(field as usize);
-        self.columns[first] = value.into() & field.full();
+        self.columns[column(field)] = value.into() & field.full();
     }
 
     fn ethernet(&mut self, mut at: Cursor<'_>) -> Option<()> {
@@ -330,10 +327,7 @@ mod tests {
 
     fn read(frame: &[u8]) -> impl Fn(Field) -> u128 + use<> {
         let columns = columns(frame, PortNo(3), false);
-        move |field| {
-            let first = FIELDS.iter().position(|def| def.at == field.def().at).unwrap();
-            columns[first]
-        }
+        move |field| columns[column(field)]
     }
 
     fn ethernet(rest: &[u8]) -> Vec<u8> {
