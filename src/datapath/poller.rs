@@ -12,13 +12,14 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::SegQueue;
+use futures_channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::thread::CpuSet;
 use smallvec::SmallVec;
 
-use super::counters::PortCounters;
+use super::counters::{PortCounters, RxCounters};
 use super::doorbell::Doorbell;
-use super::inbox::{Job, Message};
+use super::inbox::{Inbox, Job, Message};
 use super::pipeline::Pipeline;
 use super::sweep::Sweep;
 use crate::flow::PortNo;
@@ -31,12 +32,22 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Messages taken between two rounds of batches.
 const MESSAGES: usize = 16;
 
-/// One receive queue of a poller, with what the others may know of it.
+/// One receive queue of a poller, with what the others may know of it. It may move from poller to poller; where it is
+/// dropped, nobody will ask the queue again.
 pub struct Receiver {
     pub port: PortNo,
+    /// Among the port's receive queues.
+    pub number: usize,
     pub queue: Box<dyn RxQueue>,
     pub progress: Arc<RxProgress>,
+    /// The poller's counts for the port.
     pub counters: Arc<PortCounters>,
+    /// The queue's own counts.
+    pub load: Arc<RxCounters>,
+    /// Frames that the device dropped, as far as they are counted.
+    missed: u64,
+    /// Frames taken in the turn under way.
+    taken: usize,
 }
 
 /// What a poller tells the control thread.
@@ -57,7 +68,7 @@ pub struct Reports {
 pub struct Poller {
     pub pipeline: Pipeline,
     receivers: Vec<Receiver>,
-    inbox: Arc<SegQueue<Message>>,
+    inbox: Arc<Inbox>,
     doorbell: Arc<Doorbell>,
     reports: Reports,
     sweep: Sweep,
@@ -67,9 +78,35 @@ pub struct Poller {
     epochs: (u64, u64),
 }
 
+impl Receiver {
+    pub fn new(
+        (port, number): (PortNo, usize),
+        queue: Box<dyn RxQueue>,
+        progress: Arc<RxProgress>,
+        counters: Arc<PortCounters>,
+        load: Arc<RxCounters>,
+    ) -> Receiver {
+        Receiver { port, number, queue, progress, counters, load, missed: 0, taken: 0 }
+    }
+
+    /// Counts what the device dropped since the last time. May cost a system call.
+    fn count_missed(&mut self) {
+        let missed = self.queue.missed();
+        self.counters.rx_missed.add(missed.saturating_sub(self.missed));
+        self.missed = missed;
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.progress.close();
+    }
+}
+
+impl Drop for Poller {
+    /// However it ends: who waits for an answer learns that there is none.
+    fn drop(&mut self) {
+        self.inbox.close();
     }
 }
 
@@ -77,7 +114,7 @@ impl Poller {
     pub fn new(
         now: Instant,
         pipeline: Pipeline,
-        inbox: Arc<SegQueue<Message>>,
+        inbox: Arc<Inbox>,
         doorbell: Arc<Doorbell>,
         reports: Reports,
     ) -> Poller {
@@ -107,8 +144,11 @@ impl Poller {
             counters.iterations.add(1);
             if packets > 0 {
                 busy_at = Instant::now();
+                let nanos = (busy_at - now).as_nanos() as u64;
                 counters.busy_iterations.add(1);
-                counters.busy_ns.add((busy_at - now).as_nanos() as u64);
+                counters.busy_ns.add(nanos);
+                self.pipeline.counters.turns.record(nanos);
+                self.charge(nanos, packets);
             } else if now.saturating_duration_since(busy_at) > SPIN
                 && !self.pipeline.shared.busy_poll.load(std::sync::atomic::Ordering::Relaxed)
             {
@@ -127,6 +167,8 @@ impl Poller {
             let result = receiver.queue.receive(now, &mut self.pipeline.pool, &mut self.batch);
             let taken = result.as_ref().map_or(self.batch.len(), |taken| *taken);
             receiver.progress.took(taken);
+            receiver.load.packets.add(taken as u64);
+            receiver.taken = taken;
             total += taken;
             if !self.batch.is_empty() {
                 receiver.counters.rx_packets.add(self.batch.len() as u64);
@@ -148,11 +190,24 @@ impl Poller {
         total
     }
 
+    /// Charges each receive queue that is still here with its share of a turn that took `nanos` for `packets` packets.
+    #[inline]
+    fn charge(&self, nanos: u64, packets: usize) {
+        for receiver in self.receivers.iter().filter(|receiver| receiver.taken > 0) {
+            // Most turns are one queue's, and need no division.
+            let share = match receiver.taken {
+                all if all == packets => nanos,
+                some => nanos * some as u64 / packets as u64,
+            };
+            receiver.load.busy_ns.add(share);
+        }
+    }
+
     /// What is done between batches, a little at a time.
     pub fn chores(&mut self, now: Instant) -> ControlFlow<()> {
         self.pipeline.table.take_events();
         for _ in 0..MESSAGES {
-            match self.inbox.pop() {
+            match self.inbox.take() {
                 Some(message) => self.obey(now, message)?,
                 None => break,
             }
@@ -169,9 +224,7 @@ impl Poller {
             self.sweep.hasten(now);
         }
         if self.sweep.slice(now, &mut self.pipeline) {
-            for receiver in &mut self.receivers {
-                receiver.counters.rx_missed.set(receiver.queue.missed());
-            }
+            self.receivers.iter_mut().for_each(Receiver::count_missed);
         }
         ControlFlow::Continue(())
     }
@@ -181,6 +234,16 @@ impl Poller {
         // Whoever asked may have given up waiting: answers that find no reader are dropped.
         match message {
             Message::AddRx(receiver) => self.receivers.push(*receiver),
+            Message::TakeRx(which, reply) => self.give_up(which, reply),
+            Message::Pump(done) => {
+                pipeline.outputs.pump(now, &mut pipeline.pool, &pipeline.counters.fate);
+                let _ = done.send(());
+            }
+            Message::CloseOutputs(done) => {
+                pipeline.outputs.close(now, &mut pipeline.pool, &pipeline.counters.fate);
+                let _ = done.send(());
+            }
+            Message::RunOn(cpu, anywhere) => run_on(cpu, &anywhere),
             Message::AddOutput(port, output, done) => {
                 pipeline.outputs.add(port, *output);
                 let _ = done.send(());
@@ -199,6 +262,20 @@ impl Poller {
             Message::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Between batches, so all that was received has left.
+    fn give_up(&mut self, which: Option<(PortNo, usize)>, reply: oneshot::Sender<Vec<Receiver>>) {
+        let wanted = |receiver: &mut Receiver| which.is_none_or(|which| which == (receiver.port, receiver.number));
+        let mut given: Vec<Receiver> = self.receivers.extract_if(.., wanted).collect();
+        for receiver in &mut given {
+            receiver.count_missed();
+            receiver.taken = 0;
+        }
+        if let Err(given) = reply.send(given) {
+            // Nobody waits for them any more: they stay.
+            self.receivers.extend(given);
+        }
     }
 
     /// Sleeps until there is something to do. Nothing is slept through: the doorbell is armed before the last look.
@@ -233,5 +310,22 @@ impl Poller {
         );
         // An error (a signal) only ends the sleep early.
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+}
+
+/// Keeps this thread on processor `cpu`, or lets it run `anywhere` that it may; says so in the log when it cannot.
+pub fn run_on(cpu: Option<usize>, anywhere: &CpuSet) {
+    let mut set = CpuSet::new();
+    match cpu {
+        Some(cpu) if cpu < CpuSet::MAX_CPU => set.set(cpu),
+        // Of no processor: refused below.
+        Some(_) => {}
+        None => set = *anywhere,
+    }
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        match cpu {
+            Some(cpu) => log::warn!(target: "poller", "cannot run on processor {cpu} alone: {error}"),
+            None => log::warn!(target: "poller", "cannot leave its processor: {error}"),
+        }
     }
 }
