@@ -329,3 +329,142 @@ pub fn run_on(cpu: Option<usize>, anywhere: &CpuSet) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::counters::PollerCounters;
+    use crate::datapath::hash::Seeds;
+    use crate::datapath::output::{Output, PortLimits, Tx};
+    use crate::datapath::shared::Shared;
+    use crate::datapath::table::{FlowTable, Namer};
+    use crate::packet::Pool;
+    use crate::port::handoff::{self, HandoffTx, OwnerTx};
+    use crate::port::{Sent, TxQueue};
+    use crate::slowpath::{Options, Slowpath};
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::AtomicU32;
+
+    const OUT: PortNo = PortNo(2);
+
+    /// Frames that arrive one a look, each told by its last byte.
+    struct Source(VecDeque<u8>);
+
+    impl RxQueue for Source {
+        fn receive(&mut self, _: Instant, _: &mut Pool, into: &mut Vec<Packet>) -> std::io::Result<usize> {
+            let mut frame = [0; 60];
+            let Some(last) = self.0.pop_front() else { return Ok(0) };
+            frame[59] = last;
+            into.push(Packet::from_bytes(&frame));
+            into[0].meta.in_port = PortNo(1);
+            Ok(1)
+        }
+
+        fn readable(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn missed(&mut self) -> u64 {
+            7
+        }
+    }
+
+    struct Wire(mpsc::Sender<u8>);
+
+    impl TxQueue for Wire {
+        fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
+            let sent = Sent { packets: packets.len() as u64, ..Sent::default() };
+            packets.iter().for_each(|packet| self.0.send(packet.bytes()[59]).unwrap());
+            pool.give_all(packets);
+            sent
+        }
+    }
+
+    /// A poller that sends every packet to [`OUT`], and its inbox.
+    fn poller(now: Instant, tx: Tx) -> (Poller, Arc<Inbox>) {
+        let slowpath = Arc::new(Slowpath::new(Options::default()));
+        slowpath.set_ports([(PortNo(1), "p1".to_owned()), (OUT, "p2".to_owned())].into());
+        slowpath.load("actions=output:2\n", &(), now).unwrap();
+        let shared = Arc::new(Shared::new(slowpath, now, 100, Duration::from_secs(10), false));
+        let seeds = Seeds::random();
+        let table = FlowTable::new(seeds.clone(), Namer::random(), None);
+        let mut pipeline = Pipeline::new(shared, Arc::new(PollerCounters::default()), table, seeds);
+        let limits = Arc::new(PortLimits { mtu: AtomicU32::new(1_500) });
+        pipeline.outputs.add(OUT, Output::new(tx, false, false, limits, Arc::default()));
+        let inbox = Arc::new(Inbox::default());
+        let reports = Reports { channel: mpsc::channel().0, wake: Arc::new(|| ()) };
+        (Poller::new(now, pipeline, Arc::clone(&inbox), Arc::new(Doorbell::new().unwrap()), reports), inbox)
+    }
+
+    fn source(frames: impl Iterator<Item = u8>) -> Receiver {
+        let queue = Box::new(Source(frames.collect()));
+        Receiver::new((PortNo(1), 0), queue, Arc::new(RxProgress::new(64)), Arc::default(), Arc::default())
+    }
+
+    /// Has a poller do what it finds in its inbox, and answers.
+    fn ask<T>(
+        now: Instant,
+        poller: &mut Poller,
+        inbox: &Inbox,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> T {
+        let (reply, mut answer) = oneshot::channel();
+        inbox.send(message(reply));
+        assert!(poller.chores(now).is_continue());
+        answer.try_recv().unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_receive_queue_that_moves_to_the_poller_its_packets_were_handed_over_to_overtakes_none_of_them() {
+        let (now, (wire, out)) = (Instant::now(), mpsc::channel());
+        let shared = handoff::Shared::new(|| ());
+        let owners = Tx::Served(OwnerTx::new(Arc::clone(&shared), Box::new(Wire(wire))));
+        let (mut owner, to_owner) = poller(now, owners);
+        let (mut other, to_other) = poller(now, Tx::Own(Box::new(HandoffTx::new(shared))));
+        let receiver = source(0..20);
+        let (progress, load) = (Arc::clone(&receiver.progress), Arc::clone(&receiver.load));
+        to_other.send(Message::AddRx(Box::new(receiver)));
+        assert!(other.chores(now).is_continue());
+        (0..10).for_each(|_| assert_eq!(other.turn(now), 1));
+        assert_eq!(out.try_iter().count(), 0, "they wait for the owner");
+
+        let wanted = Some((PortNo(1), 0));
+        let mut taken = ask(now, &mut other, &to_other, |reply| Message::TakeRx(wanted, reply));
+        assert_eq!(other.turn(now), 0);
+        ask(now, &mut owner, &to_owner, Message::Pump);
+        to_owner.send(Message::AddRx(Box::new(taken.remove(0))));
+        assert!(owner.chores(now).is_continue());
+        (0..10).for_each(|_| assert_eq!(owner.turn(now), 1));
+        assert_eq!(out.try_iter().collect::<Vec<u8>>(), (0..20).collect::<Vec<u8>>());
+        assert!(!progress.is_closed(), "it is polled still");
+        assert_eq!(load.packets.get(), 20);
+        drop(owner);
+        assert!(progress.is_closed(), "it went with its poller");
+    }
+
+    #[test]
+    fn what_a_device_missed_is_counted_once_wherever_its_queue_goes() {
+        let (now, (wire, _out)) = (Instant::now(), mpsc::channel());
+        let (mut poller, inbox) = poller(now, Tx::Own(Box::new(Wire(wire))));
+        let receiver = source(0..0);
+        let counters = Arc::clone(&receiver.counters);
+        inbox.send(Message::AddRx(Box::new(receiver)));
+        let mut taken = ask(now, &mut poller, &inbox, |reply| Message::TakeRx(None, reply));
+        assert_eq!(counters.rx_missed.get(), 7);
+        inbox.send(Message::AddRx(Box::new(taken.remove(0))));
+        ask(now, &mut poller, &inbox, |reply| Message::TakeRx(None, reply));
+        assert_eq!(counters.rx_missed.get(), 7);
+        assert_eq!(ask(now, &mut poller, &inbox, |reply| Message::TakeRx(None, reply)).len(), 0);
+    }
+
+    #[test]
+    fn a_receive_queue_that_nobody_waits_for_any_more_stays() {
+        let (now, (wire, out)) = (Instant::now(), mpsc::channel());
+        let (mut poller, inbox) = poller(now, Tx::Own(Box::new(Wire(wire))));
+        inbox.send(Message::AddRx(Box::new(source(0..3))));
+        inbox.send(Message::TakeRx(None, oneshot::channel().0));
+        assert!(poller.chores(now).is_continue());
+        (0..3).for_each(|_| assert_eq!(poller.turn(now), 1));
+        assert_eq!(out.try_iter().collect::<Vec<u8>>(), [0, 1, 2]);
+    }
+}

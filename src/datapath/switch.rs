@@ -2,7 +2,8 @@
 //!
 //! # Thread-safety
 //! Every method may be called from any thread; none is called by a poller. Methods that must hear from every poller are
-//! `async`, and their futures hold no lock while they wait.
+//! `async`, and their futures hold no lock while they wait. Those that change which pollers, ports or flows by hand there are
+//! go one after the other: they hold the [`Baton`].
 
 use std::collections::BTreeMap;
 use std::io;
