@@ -28,7 +28,9 @@ use offloadctl::rundir::RunDir;
 use crate::config::{Args, Config, Rules};
 use crate::control::commands;
 use crate::control::{Endpoint, Limits, Pidfile, Registry, Server};
+use crate::datapath::balance::Move;
 use crate::datapath::poller::{Report, Reports};
+use crate::datapath::reassign::MoveRxError;
 use crate::datapath::shared::Shared;
 use crate::datapath::switch::{AddPortError, PollerConfig, Switch};
 use crate::demo::Demo;
@@ -55,8 +57,6 @@ pub struct Daemon {
     pub slowpath: Arc<Slowpath>,
     args: Args,
     config: Mutex<Config>,
-    /// Of the pollers that run, whatever the configuration says by now.
-    cpus: Vec<usize>,
     /// Held while the configuration is read again: one reload at a time.
     reloading: Mutex<()>,
     stop: AtomicBool,
@@ -144,15 +144,12 @@ impl Daemon {
         };
         let shared =
             Shared::new(Arc::clone(&slowpath), offload.started(), config.flow_limit, config.max_idle, config.busy_poll);
-        let cpus = config.cpus.clone();
-        let pollers = PollerConfig { count: poller_count(&config), cpus: cpus.clone() };
-        let switch = Switch::start(Arc::new(shared), offload, device, &pollers, reports).context("pollers")?;
+        let switch = Switch::start(Arc::new(shared), offload, device, &pollers(&config), reports).context("pollers")?;
         Ok(Daemon {
             switch,
             slowpath,
             args,
             config: Mutex::new(config),
-            cpus,
             reloading: Mutex::default(),
             stop: AtomicBool::new(false),
             wake,
@@ -222,7 +219,7 @@ impl Daemon {
 
     fn tick(&self, now: Instant) {
         self.slowpath.expire(now);
-        self.switch.refresh_ports();
+        self.switch.refresh_ports(now);
         self.switch.offload.watch(now);
     }
 
@@ -258,9 +255,15 @@ impl Daemon {
         for number in gone.filter_map(|spec| self.switch.port_number(&spec.name)).collect::<Vec<_>>() {
             self.remove_port(number);
         }
+        let mut errors = 0;
+        if (current.pollers, &current.cpus) != (config.pollers, &config.cpus)
+            && let Err(error) = block_on(self.switch.set_pollers(&pollers(&config)))
+        {
+            errors += 1;
+            log::error!(target: "daemon", "reload: {error}");
+        }
         // Also those that could not be opened the last time, or broke since.
         let is_there = |spec: &&PortSpec| self.switch.port_number(&spec.name).is_some() && current.ports.contains(spec);
-        let mut errors = 0;
         if let Err(error) = logging::reopen() {
             errors += 1;
             log::error!(target: "daemon", "reload: {error}");
@@ -310,7 +313,7 @@ impl Daemon {
 
     /// A poller's processor if it has one of its own, else its number.
     fn place(&self, poller: usize, pinned: &str) -> String {
-        match self.cpus.get(poller) {
+        match self.switch.crew().cpus.get(poller) {
             Some(cpu) => format!("{pinned}{cpu}"),
             None => format!("poller: {poller}"),
         }
@@ -358,6 +361,16 @@ impl Daemon {
         Ok(resumed)
     }
 
+    /// As [`Switch::move_rx`]; for threads that may sleep.
+    pub fn move_rx(&self, port: PortNo, queue: usize, poller: usize) -> Result<(), MoveRxError> {
+        block_on(self.switch.move_rx(port, queue, poller))
+    }
+
+    /// As [`Switch::rebalance`]; for threads that may sleep.
+    pub fn rebalance(&self, now: Instant) -> Vec<Move> {
+        block_on(self.switch.rebalance(now))
+    }
+
     /// The reverse of the building: first no more packets, then no rules in the device. Answers with how many those were.
     fn take_down(&self) -> usize {
         self.switch.stop();
@@ -369,7 +382,12 @@ impl Daemon {
     }
 }
 
-/// One poller a receive queue known at the start, and one processor for everything else.
+/// The pollers that the configuration wants.
+fn pollers(config: &Config) -> PollerConfig {
+    PollerConfig { count: poller_count(config), cpus: config.cpus.clone() }
+}
+
+/// One poller a receive queue of the ports that are configured, and one processor for everything else.
 fn poller_count(config: &Config) -> usize {
     if let Some(count) = config.pollers {
         return count.get();
@@ -385,8 +403,6 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("unixctl", old.unixctl != new.unixctl),
         ("pidfile", old.pidfile != new.pidfile),
         ("log-file", old.log_file != new.log_file),
-        ("datapath.pollers", old.pollers != new.pollers),
-        ("datapath.cpus", old.cpus != new.cpus),
         ("slowpath.mac-ageing", old.mac_ageing != new.mac_ageing),
         ("slowpath.mac-limit", old.mac_limit != new.mac_limit),
         ("offload.device", old.device != new.device),

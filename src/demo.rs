@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Instant;
 
 use crate::daemon::Daemon;
+use crate::datapath::counters::PollerCounters;
 
 /// What the lines are differences from.
 pub struct Demo {
@@ -96,16 +97,15 @@ impl Demo {
 
 impl Reading {
     fn take(at: Instant, daemon: &Daemon) -> Reading {
-        let mut reading = Reading { at, mark: 0, emc: 0, megaflow: 0, upcall: 0, sent: 0 };
-        for poller in 0..daemon.switch.pollers() {
-            let counters = daemon.switch.counters(poller);
-            reading.mark += counters.lookup.mark_hit.get();
-            reading.emc += counters.lookup.emc_hit.get();
-            reading.megaflow += counters.lookup.megaflow_hit.get();
-            reading.upcall += counters.lookup.upcall_installed.get() + counters.lookup.upcall_flow_limit.get();
-            reading.sent += counters.fate.sent.get();
+        let PollerCounters { lookup, fate, .. } = daemon.switch.totals();
+        Reading {
+            at,
+            mark: lookup.mark_hit.get(),
+            emc: lookup.emc_hit.get(),
+            megaflow: lookup.megaflow_hit.get(),
+            upcall: lookup.upcall_installed.get() + lookup.upcall_flow_limit.get(),
+            sent: fate.sent.get(),
         }
-        reading
     }
 }
 

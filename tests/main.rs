@@ -18,6 +18,8 @@ mod linear;
 mod namespaces;
 /// Network namespaces that go away with their test.
 mod netns;
+/// Pollers that come and go, and receive queues that move between them, under traffic.
+mod pollers;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
 mod ports_netns;
 /// Input that must be refused, at the start and later: one line that says what and where, and nothing changed.

@@ -3,7 +3,7 @@
 
 use crossbeam_utils::CachePadded;
 
-use crate::telemetry::Counter;
+use crate::telemetry::{Counter, Histogram};
 
 /// Declares counters with the names that operators see.
 macro_rules! counters {
@@ -21,6 +21,18 @@ macro_rules! counters {
             /// The count of this name; 0 for a name that there is not.
             pub fn get(&self, name: &str) -> u64 {
                 self.list().into_iter().find(|(known, _)| *known == name).map_or(0, |(_, n)| n)
+            }
+
+            /// Raises every count by what `other` has counted.
+            pub fn add(&self, other: &$name) {
+                $(self.$field.add(other.$field.get());)*
+            }
+
+            /// What was counted since `earlier`, a reading of these counts.
+            pub fn since(&self, earlier: &$name) -> $name {
+                let since = $name::default();
+                $(since.$field.set(self.$field.get().saturating_sub(earlier.$field.get()));)*
+                since
             }
         }
     };
@@ -115,6 +127,33 @@ pub struct PollerCounters {
     pub lookup: CachePadded<Lookup>,
     pub fate: CachePadded<Fate>,
     pub doings: CachePadded<Doings>,
+    /// Nanoseconds of each busy turn.
+    pub turns: Histogram,
+}
+
+impl PollerCounters {
+    /// Raises every count by what `other` has counted.
+    pub fn add(&self, other: &PollerCounters) {
+        self.lookup.add(&other.lookup);
+        self.fate.add(&other.fate);
+        self.doings.add(&other.doings);
+        self.turns.add(&other.turns);
+    }
+
+    /// What was counted since `earlier`, a reading of these counts.
+    pub fn since(&self, earlier: &PollerCounters) -> PollerCounters {
+        PollerCounters {
+            lookup: self.lookup.since(&earlier.lookup).into(),
+            fate: self.fate.since(&earlier.fate).into(),
+            doings: self.doings.since(&earlier.doings).into(),
+            turns: self.turns.since(&earlier.turns),
+        }
+    }
+
+    /// The counts as they are now.
+    pub fn read(&self) -> PollerCounters {
+        self.since(&PollerCounters::default())
+    }
 }
 
 counters! {
@@ -132,5 +171,15 @@ counters! {
         tx_failed,
         /// Longer than the MTU allows.
         tx_too_long,
+    }
+}
+
+counters! {
+    /// What one receive queue brought, whichever poller had it.
+    RxCounters {
+        /// Packets taken out of it, those included that the device dealt with by itself.
+        packets,
+        /// Nanoseconds that pollers were busy with it: of each busy turn, the share that its packets had in it.
+        busy_ns,
     }
 }

@@ -1,12 +1,15 @@
-//! What the control thread asks of a poller: [`Message`]s, taken between batches.
+//! What the control thread asks of a poller: [`Message`]s, which lie in its [`Inbox`] and are taken between batches.
 //!
 //! Short requests are answered at once. Those that concern many flows are [`Job`]s: a slice between two batches, so
 //! that no packet waits for them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
 
+use crossbeam_queue::SegQueue;
 use futures_channel::oneshot;
+use rustix::thread::CpuSet;
 
 use super::flows::Flow;
 use super::output::Output;
@@ -23,9 +26,59 @@ pub const SLICE: u32 = 128;
 /// The most flows in a page of a dump.
 pub const PAGE: u32 = 256;
 
+/// Where a poller's messages wait, in the order in which they were sent.
+///
+/// # Thread-safety
+/// Anybody sends, its poller takes. A message that is sent while the poller ends is dropped by whichever of the two comes
+/// second, and so is the answer that somebody waits for: nobody waits for ever.
+#[derive(Default)]
+pub struct Inbox {
+    messages: SegQueue<Message>,
+    closed: AtomicBool,
+}
+
+impl Inbox {
+    /// The caller rings the poller's doorbell afterwards.
+    pub fn send(&self, message: Message) {
+        self.messages.push(message);
+        // With the fence in `close`: we see that it is closed, or it sees the message.
+        fence(Ordering::SeqCst);
+        if self.closed.load(Ordering::Relaxed) {
+            self.empty();
+        }
+    }
+
+    pub fn take(&self) -> Option<Message> {
+        self.messages.pop()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// The poller takes no message any more.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        self.empty();
+    }
+
+    fn empty(&self) {
+        while self.messages.pop().is_some() {}
+    }
+}
+
 /// A request. An answer that nobody waits for any more is dropped.
 pub enum Message {
     AddRx(Box<Receiver>),
+    /// Gives up a receive queue, or all of them, after the batch under way has left; those that were there.
+    TakeRx(Option<(PortNo, usize)>, oneshot::Sender<Vec<Receiver>>),
+    /// Sends what other pollers have handed over so far.
+    Pump(oneshot::Sender<()>),
+    /// Closes every way out, after what other pollers have handed over was sent. They must not hand over any more.
+    CloseOutputs(oneshot::Sender<()>),
+    /// The one processor to run on; without one, those that it may run on.
+    RunOn(Option<usize>, CpuSet),
     /// Opens a way out; answers when packets may take it.
     AddOutput(PortNo, Box<Output>, oneshot::Sender<()>),
     /// Closes the port's queues and deletes the flows of packets from it; answers with the flows deleted.
@@ -41,6 +94,7 @@ pub enum Message {
     Dump(u32, oneshot::Sender<Page>),
     /// The device was restarted: from now on this is the way to it.
     NewAgent(Box<Agent>, oneshot::Sender<()>),
+    /// Ends the poller; it says nothing more.
     Stop,
 }
 
@@ -234,5 +288,26 @@ impl Pipeline {
             read_ns: flow.cell.as_ref().map_or(0, |cell| cell.read_ns()),
             mark: flow.bound,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_the_answer_of_a_poller_that_has_ended() {
+        let inbox = Inbox::default();
+        let ask = || {
+            let (reply, answer) = oneshot::channel();
+            inbox.send(Message::Pump(reply));
+            answer
+        };
+        let (mut before, mut taken) = (ask(), ask());
+        assert!(inbox.take().is_some() && before.try_recv().is_err(), "it was dropped unanswered");
+        assert_eq!(taken.try_recv(), Ok(None), "it still lies there");
+        inbox.close();
+        assert!(taken.try_recv().is_err());
+        assert!(ask().try_recv().is_err() && inbox.is_empty());
     }
 }

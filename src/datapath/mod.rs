@@ -9,10 +9,14 @@
 //! - [`sweep`]: looking after flows that packets do not
 //! - [`poller`]: the thread that owns all of the above; [`inbox`], [`doorbell`]: how others reach it
 //! - [`shared`]: the little that pollers have in common
-//! - [`switch`]: the datapath as the control thread sees it
+//! - [`switch`]: the datapath as the control thread sees it; [`crew`], [`reassign`], [`balance`], [`window`]: its pollers, and
+//!   which of them has which receive queue; [`baton`]: one change at a time
 
+pub mod balance;
+pub mod baton;
 pub mod classifier;
 pub mod counters;
+pub mod crew;
 pub mod doorbell;
 pub mod emc;
 pub mod execute;
@@ -23,11 +27,13 @@ pub mod marks;
 pub mod output;
 pub mod pipeline;
 pub mod poller;
+pub mod reassign;
 pub mod shared;
 pub mod sweep;
 pub mod switch;
 pub mod table;
 pub mod upcall;
+pub mod window;
 
 #[cfg(test)]
 mod tests;

@@ -75,6 +75,15 @@ impl Outputs {
         }
     }
 
+    /// Closes every way out, only between batches. What other pollers handed over is sent before; the caller has seen to it
+    /// that they hand over no more.
+    pub fn close(&mut self, now: Instant, pool: &mut Pool, fate: &Fate) {
+        self.pump(now, pool, fate);
+        for port in 0..self.ports.len() as u32 {
+            self.remove(PortNo(port), pool, fate);
+        }
+    }
+
     /// Gathers every packet of `packets` for `port` and leaves the list empty.
     #[inline]
     pub fn gather_all(&mut self, port: PortNo, packets: &mut Vec<Packet>, pool: &mut Pool, fate: &Fate) {
@@ -129,7 +138,7 @@ impl Outputs {
         self.ports.iter().flatten().any(|output| matches!(&output.tx, Tx::Served(owner) if owner.has_waiting()))
     }
 
-    /// Sends what other pollers handed over to the queues that this one serves. One load a port when there is nothing.
+    /// Sends what other pollers handed over until now to the queues that this one serves. One load a port when there is nothing.
     pub fn pump(&mut self, now: Instant, pool: &mut Pool, fate: &Fate) {
         for output in self.ports.iter_mut().flatten() {
             if let Tx::Served(owner) = &mut output.tx {
@@ -180,5 +189,43 @@ impl Output {
             }
         }
         self.gathered.append(finished);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::port::handoff::{HandoffTx, Shared};
+    use std::sync::mpsc;
+
+    /// Remembers the length of each frame.
+    struct Wire(mpsc::Sender<usize>);
+
+    impl TxQueue for Wire {
+        fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
+            let sent = Sent { packets: packets.len() as u64, ..Sent::default() };
+            packets.iter().for_each(|packet| self.0.send(packet.len()).unwrap());
+            pool.give_all(packets);
+            sent
+        }
+    }
+
+    #[test]
+    fn what_another_poller_handed_over_is_sent_before_the_ways_out_close() {
+        let (now, mut pool, fate) = (Instant::now(), Pool::new(), Fate::default());
+        let (wire, out) = mpsc::channel();
+        let shared = Shared::new(|| ());
+        let mut outputs = Outputs::new();
+        let tx = Tx::Served(OwnerTx::new(Arc::clone(&shared), Box::new(Wire(wire))));
+        let (limits, counters) = (Arc::new(PortLimits { mtu: AtomicU32::new(1_500) }), Arc::<PortCounters>::default());
+        outputs.add(PortNo(2), Output::new(tx, false, false, limits, Arc::clone(&counters)));
+        let mut packets: Vec<Packet> = (60..160).map(|len| Packet::from_bytes(&vec![0; len])).collect();
+        HandoffTx::new(shared).transmit(now, &mut pool, &mut packets);
+
+        outputs.close(now, &mut pool, &fate);
+        assert_eq!(out.try_iter().collect::<Vec<_>>(), (60..160).collect::<Vec<_>>());
+        assert_eq!((fate.sent.get(), counters.tx_packets.get(), counters.tx_failed.get()), (100, 100, 0));
+        outputs.gather(PortNo(2), Packet::from_bytes(&[0; 60]), &mut pool, &fate);
+        assert_eq!(fate.dropped_no_port.get(), 1);
     }
 }

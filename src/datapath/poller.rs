@@ -12,13 +12,14 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use crossbeam_queue::SegQueue;
+use futures_channel::oneshot;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::thread::CpuSet;
 use smallvec::SmallVec;
 
-use super::counters::PortCounters;
+use super::counters::{PortCounters, RxCounters};
 use super::doorbell::Doorbell;
-use super::inbox::{Job, Message};
+use super::inbox::{Inbox, Job, Message};
 use super::pipeline::Pipeline;
 use super::sweep::Sweep;
 use crate::flow::PortNo;
@@ -31,12 +32,22 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Messages taken between two rounds of batches.
 const MESSAGES: usize = 16;
 
-/// One receive queue of a poller, with what the others may know of it.
+/// One receive queue of a poller, with what the others may know of it. It may move from poller to poller; where it is
+/// dropped, nobody will ask the queue again.
 pub struct Receiver {
     pub port: PortNo,
+    /// Among the port's receive queues.
+    pub number: usize,
     pub queue: Box<dyn RxQueue>,
     pub progress: Arc<RxProgress>,
+    /// The poller's counts for the port.
     pub counters: Arc<PortCounters>,
+    /// The queue's own counts.
+    pub load: Arc<RxCounters>,
+    /// Frames that the device dropped, as far as they are counted.
+    missed: u64,
+    /// Frames taken in the turn under way.
+    taken: usize,
 }
 
 /// What a poller tells the control thread.
@@ -57,7 +68,7 @@ pub struct Reports {
 pub struct Poller {
     pub pipeline: Pipeline,
     receivers: Vec<Receiver>,
-    inbox: Arc<SegQueue<Message>>,
+    inbox: Arc<Inbox>,
     doorbell: Arc<Doorbell>,
     reports: Reports,
     sweep: Sweep,
@@ -67,9 +78,35 @@ pub struct Poller {
     epochs: (u64, u64),
 }
 
+impl Receiver {
+    pub fn new(
+        (port, number): (PortNo, usize),
+        queue: Box<dyn RxQueue>,
+        progress: Arc<RxProgress>,
+        counters: Arc<PortCounters>,
+        load: Arc<RxCounters>,
+    ) -> Receiver {
+        Receiver { port, number, queue, progress, counters, load, missed: 0, taken: 0 }
+    }
+
+    /// Counts what the device dropped since the last time. May cost a system call.
+    fn count_missed(&mut self) {
+        let missed = self.queue.missed();
+        self.counters.rx_missed.add(missed.saturating_sub(self.missed));
+        self.missed = missed;
+    }
+}
+
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.progress.close();
+    }
+}
+
+impl Drop for Poller {
+    /// However it ends: who waits for an answer learns that there is none.
+    fn drop(&mut self) {
+        self.inbox.close();
     }
 }
 
@@ -77,7 +114,7 @@ impl Poller {
     pub fn new(
         now: Instant,
         pipeline: Pipeline,
-        inbox: Arc<SegQueue<Message>>,
+        inbox: Arc<Inbox>,
         doorbell: Arc<Doorbell>,
         reports: Reports,
     ) -> Poller {
@@ -107,8 +144,11 @@ impl Poller {
             counters.iterations.add(1);
             if packets > 0 {
                 busy_at = Instant::now();
+                let nanos = (busy_at - now).as_nanos() as u64;
                 counters.busy_iterations.add(1);
-                counters.busy_ns.add((busy_at - now).as_nanos() as u64);
+                counters.busy_ns.add(nanos);
+                self.pipeline.counters.turns.record(nanos);
+                self.charge(nanos, packets);
             } else if now.saturating_duration_since(busy_at) > SPIN
                 && !self.pipeline.shared.busy_poll.load(std::sync::atomic::Ordering::Relaxed)
             {
@@ -127,6 +167,8 @@ impl Poller {
             let result = receiver.queue.receive(now, &mut self.pipeline.pool, &mut self.batch);
             let taken = result.as_ref().map_or(self.batch.len(), |taken| *taken);
             receiver.progress.took(taken);
+            receiver.load.packets.add(taken as u64);
+            receiver.taken = taken;
             total += taken;
             if !self.batch.is_empty() {
                 receiver.counters.rx_packets.add(self.batch.len() as u64);
@@ -148,12 +190,25 @@ impl Poller {
         total
     }
 
+    /// Charges each receive queue that is still here with its share of a turn that took `nanos` for `packets` packets.
+    #[inline]
+    fn charge(&self, nanos: u64, packets: usize) {
+        for receiver in self.receivers.iter().filter(|receiver| receiver.taken > 0) {
+            // Most turns are one queue's, and need no division.
+            let share = match receiver.taken {
+                all if all == packets => nanos,
+                some => nanos * some as u64 / packets as u64,
+            };
+            receiver.load.busy_ns.add(share);
+        }
+    }
+
     /// What is done between batches, a little at a time.
     pub fn chores(&mut self, now: Instant) -> ControlFlow<()> {
         self.pipeline.table.take_events();
         self.pipeline.table.chores(now);
         for _ in 0..MESSAGES {
-            match self.inbox.pop() {
+            match self.inbox.take() {
                 Some(message) => self.obey(now, message)?,
                 None => break,
             }
@@ -170,9 +225,7 @@ impl Poller {
             self.sweep.hasten(now);
         }
         if self.sweep.slice(now, &mut self.pipeline) {
-            for receiver in &mut self.receivers {
-                receiver.counters.rx_missed.set(receiver.queue.missed());
-            }
+            self.receivers.iter_mut().for_each(Receiver::count_missed);
         }
         ControlFlow::Continue(())
     }
@@ -182,6 +235,16 @@ impl Poller {
         // Whoever asked may have given up waiting: answers that find no reader are dropped.
         match message {
             Message::AddRx(receiver) => self.receivers.push(*receiver),
+            Message::TakeRx(which, reply) => self.give_up(which, reply),
+            Message::Pump(done) => {
+                pipeline.outputs.pump(now, &mut pipeline.pool, &pipeline.counters.fate);
+                let _ = done.send(());
+            }
+            Message::CloseOutputs(done) => {
+                pipeline.outputs.close(now, &mut pipeline.pool, &pipeline.counters.fate);
+                let _ = done.send(());
+            }
+            Message::RunOn(cpu, anywhere) => run_on(cpu, &anywhere),
             Message::AddOutput(port, output, done) => {
                 pipeline.outputs.add(port, *output);
                 let _ = done.send(());
@@ -204,6 +267,20 @@ impl Poller {
             Message::Stop => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Between batches, so all that was received has left.
+    fn give_up(&mut self, which: Option<(PortNo, usize)>, reply: oneshot::Sender<Vec<Receiver>>) {
+        let wanted = |receiver: &mut Receiver| which.is_none_or(|which| which == (receiver.port, receiver.number));
+        let mut given: Vec<Receiver> = self.receivers.extract_if(.., wanted).collect();
+        for receiver in &mut given {
+            receiver.count_missed();
+            receiver.taken = 0;
+        }
+        if let Err(given) = reply.send(given) {
+            // Nobody waits for them any more: they stay.
+            self.receivers.extend(given);
+        }
     }
 
     /// Sleeps until there is something to do. Nothing is slept through: the doorbell is armed before the last look.
@@ -238,5 +315,161 @@ impl Poller {
         );
         // An error (a signal) only ends the sleep early.
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+}
+
+/// Keeps this thread on processor `cpu`, or lets it run `anywhere` that it may; says so in the log when it cannot.
+pub fn run_on(cpu: Option<usize>, anywhere: &CpuSet) {
+    let mut set = CpuSet::new();
+    match cpu {
+        Some(cpu) if cpu < CpuSet::MAX_CPU => set.set(cpu),
+        // Of no processor: refused below.
+        Some(_) => {}
+        None => set = *anywhere,
+    }
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
+        match cpu {
+            Some(cpu) => log::warn!(target: "poller", "cannot run on processor {cpu} alone: {error}"),
+            None => log::warn!(target: "poller", "cannot leave its processor: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::counters::PollerCounters;
+    use crate::datapath::hash::Seeds;
+    use crate::datapath::output::{Output, PortLimits, Tx};
+    use crate::datapath::shared::Shared;
+    use crate::datapath::table::{FlowTable, Namer};
+    use crate::packet::Pool;
+    use crate::port::handoff::{self, HandoffTx, OwnerTx};
+    use crate::port::{Sent, TxQueue};
+    use crate::slowpath::{Options, Slowpath};
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::AtomicU32;
+
+    const OUT: PortNo = PortNo(2);
+
+    /// Frames that arrive one a look, each told by its last byte.
+    struct Source(VecDeque<u8>);
+
+    impl RxQueue for Source {
+        fn receive(&mut self, _: Instant, _: &mut Pool, into: &mut Vec<Packet>) -> std::io::Result<usize> {
+            let mut frame = [0; 60];
+            let Some(last) = self.0.pop_front() else { return Ok(0) };
+            frame[59] = last;
+            into.push(Packet::from_bytes(&frame));
+            into[0].meta.in_port = PortNo(1);
+            Ok(1)
+        }
+
+        fn readable(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn missed(&mut self) -> u64 {
+            7
+        }
+    }
+
+    struct Wire(mpsc::Sender<u8>);
+
+    impl TxQueue for Wire {
+        fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
+            let sent = Sent { packets: packets.len() as u64, ..Sent::default() };
+            packets.iter().for_each(|packet| self.0.send(packet.bytes()[59]).unwrap());
+            pool.give_all(packets);
+            sent
+        }
+    }
+
+    /// A poller that sends every packet to [`OUT`], and its inbox.
+    fn poller(now: Instant, tx: Tx) -> (Poller, Arc<Inbox>) {
+        let slowpath = Arc::new(Slowpath::new(Options::default()));
+        slowpath.set_ports([(PortNo(1), "p1".to_owned()), (OUT, "p2".to_owned())].into());
+        slowpath.load("actions=output:2\n", &(), now).unwrap();
+        let shared = Arc::new(Shared::new(slowpath, now, 100, Duration::from_secs(10), false));
+        let seeds = Seeds::random();
+        let table = FlowTable::new(seeds.clone(), Namer::random(), None);
+        let mut pipeline = Pipeline::new(shared, Arc::new(PollerCounters::default()), table, seeds);
+        let limits = Arc::new(PortLimits { mtu: AtomicU32::new(1_500) });
+        pipeline.outputs.add(OUT, Output::new(tx, false, false, limits, Arc::default()));
+        let inbox = Arc::new(Inbox::default());
+        let reports = Reports { channel: mpsc::channel().0, wake: Arc::new(|| ()) };
+        (Poller::new(now, pipeline, Arc::clone(&inbox), Arc::new(Doorbell::new().unwrap()), reports), inbox)
+    }
+
+    fn source(frames: impl Iterator<Item = u8>) -> Receiver {
+        let queue = Box::new(Source(frames.collect()));
+        Receiver::new((PortNo(1), 0), queue, Arc::new(RxProgress::new(64)), Arc::default(), Arc::default())
+    }
+
+    /// Has a poller do what it finds in its inbox, and answers.
+    fn ask<T>(
+        now: Instant,
+        poller: &mut Poller,
+        inbox: &Inbox,
+        message: impl FnOnce(oneshot::Sender<T>) -> Message,
+    ) -> T {
+        let (reply, mut answer) = oneshot::channel();
+        inbox.send(message(reply));
+        assert!(poller.chores(now).is_continue());
+        answer.try_recv().unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_receive_queue_that_moves_to_the_poller_its_packets_were_handed_over_to_overtakes_none_of_them() {
+        let (now, (wire, out)) = (Instant::now(), mpsc::channel());
+        let shared = handoff::Shared::new(|| ());
+        let owners = Tx::Served(OwnerTx::new(Arc::clone(&shared), Box::new(Wire(wire))));
+        let (mut owner, to_owner) = poller(now, owners);
+        let (mut other, to_other) = poller(now, Tx::Own(Box::new(HandoffTx::new(shared))));
+        let receiver = source(0..20);
+        let (progress, load) = (Arc::clone(&receiver.progress), Arc::clone(&receiver.load));
+        to_other.send(Message::AddRx(Box::new(receiver)));
+        assert!(other.chores(now).is_continue());
+        (0..10).for_each(|_| assert_eq!(other.turn(now), 1));
+        assert_eq!(out.try_iter().count(), 0, "they wait for the owner");
+
+        let wanted = Some((PortNo(1), 0));
+        let mut taken = ask(now, &mut other, &to_other, |reply| Message::TakeRx(wanted, reply));
+        assert_eq!(other.turn(now), 0);
+        ask(now, &mut owner, &to_owner, Message::Pump);
+        to_owner.send(Message::AddRx(Box::new(taken.remove(0))));
+        assert!(owner.chores(now).is_continue());
+        (0..10).for_each(|_| assert_eq!(owner.turn(now), 1));
+        assert_eq!(out.try_iter().collect::<Vec<u8>>(), (0..20).collect::<Vec<u8>>());
+        assert!(!progress.is_closed(), "it is polled still");
+        assert_eq!(load.packets.get(), 20);
+        drop(owner);
+        assert!(progress.is_closed(), "it went with its poller");
+    }
+
+    #[test]
+    fn what_a_device_missed_is_counted_once_wherever_its_queue_goes() {
+        let (now, (wire, _out)) = (Instant::now(), mpsc::channel());
+        let (mut poller, inbox) = poller(now, Tx::Own(Box::new(Wire(wire))));
+        let receiver = source(0..0);
+        let counters = Arc::clone(&receiver.counters);
+        inbox.send(Message::AddRx(Box::new(receiver)));
+        let mut taken = ask(now, &mut poller, &inbox, |reply| Message::TakeRx(None, reply));
+        assert_eq!(counters.rx_missed.get(), 7);
+        inbox.send(Message::AddRx(Box::new(taken.remove(0))));
+        ask(now, &mut poller, &inbox, |reply| Message::TakeRx(None, reply));
+        assert_eq!(counters.rx_missed.get(), 7);
+        assert_eq!(ask(now, &mut poller, &inbox, |reply| Message::TakeRx(None, reply)).len(), 0);
+    }
+
+    #[test]
+    fn a_receive_queue_that_nobody_waits_for_any_more_stays() {
+        let (now, (wire, out)) = (Instant::now(), mpsc::channel());
+        let (mut poller, inbox) = poller(now, Tx::Own(Box::new(Wire(wire))));
+        inbox.send(Message::AddRx(Box::new(source(0..3))));
+        inbox.send(Message::TakeRx(None, oneshot::channel().0));
+        assert!(poller.chores(now).is_continue());
+        (0..3).for_each(|_| assert_eq!(poller.turn(now), 1));
+        assert_eq!(out.try_iter().collect::<Vec<u8>>(), [0, 1, 2]);
     }
 }

@@ -2,27 +2,28 @@
 //!
 //! # Thread-safety
 //! Every method may be called from any thread; none is called by a poller. Methods that must hear from every poller are
-//! `async`, and their futures hold no lock while they wait.
+//! `async`, and their futures hold no lock while they wait. Those that change which pollers, ports or flows by hand there are
+//! go one after the other: they hold the [`Baton`].
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use crossbeam_queue::SegQueue;
+use arc_swap::ArcSwap;
 use futures_channel::oneshot;
+use rustix::thread::{CpuSet, sched_getaffinity};
 
-use super::counters::{PollerCounters, PortCounters};
-use super::doorbell::Doorbell;
-use super::hash::Seeds;
+use super::baton::Baton;
+use super::counters::{PollerCounters, PortCounters, RxCounters};
+use super::crew::{Crew, Kit};
 use super::inbox::{Change, FlowError, FlowView, Message, NewFlow, Page, Which};
 use super::output::{Output, PortLimits, Tx};
-use super::pipeline::Pipeline;
-use super::poller::{Poller, Receiver, Reports};
+use super::poller::{Receiver, Reports};
 use super::shared::Shared;
-use super::table::{FlowTable, Namer};
+use super::table::Namer;
+use super::window::Window;
 use crate::flow::text::PortNames;
 use crate::flow::{Actions, Match, PortNo, Ufid};
 use crate::offload::Offload;
@@ -36,45 +37,51 @@ pub struct Switch {
     pub offload: Offload,
     /// `None` without a device.
     device: Option<Arc<dyn Device>>,
-    pollers: Vec<PollerHandle>,
+    pub(super) crew: ArcSwap<Crew>,
+    pub(super) kit: Kit,
     ports: Mutex<Ports>,
+    /// Held by whoever changes which pollers, ports or flows by hand there are.
+    pub(super) baton: Baton,
     /// Receive queues that wait for [`Switch::begin`]; `None` afterwards.
-    waiting: Mutex<Option<Vec<(usize, Receiver)>>>,
-}
-
-/// What the control thread keeps of a poller.
-struct PollerHandle {
-    inbox: Arc<SegQueue<Message>>,
-    doorbell: Arc<Doorbell>,
-    counters: Arc<PollerCounters>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    waiting: Mutex<Option<Vec<Receiver>>>,
+    pub(super) stopping: AtomicBool,
 }
 
 /// The ports there are, and those on their way.
 #[derive(Default)]
-struct Ports {
-    open: BTreeMap<PortNo, OpenPort>,
+pub(super) struct Ports {
+    pub open: BTreeMap<PortNo, OpenPort>,
     /// Names and numbers of ports that are being opened or closed: nobody else may have them meanwhile.
     reserved: BTreeMap<PortNo, String>,
 }
 
-struct OpenPort {
-    port: Box<dyn Port>,
+pub(super) struct OpenPort {
+    pub port: Box<dyn Port>,
     limits: Arc<PortLimits>,
     /// One a poller.
-    counters: Vec<Arc<PortCounters>>,
-    /// The poller of each receive queue.
-    queues: Vec<usize>,
+    pub counters: Vec<Arc<PortCounters>>,
+    /// The counts of pollers that have ended.
+    ended: PortCounters,
+    /// Its receive queues.
+    pub queues: Vec<RxPlace>,
+}
+
+/// Where a receive queue is polled, and how much it brings.
+pub(super) struct RxPlace {
+    pub poller: usize,
+    pub counters: Arc<RxCounters>,
+    pub window: Window,
 }
 
 /// A port that pollers do not know yet.
 struct Opened {
-    number: PortNo,
     /// One a poller.
     outputs: Vec<Output>,
-    /// Each with its poller.
-    receivers: Vec<(usize, Receiver)>,
+    receivers: Vec<Receiver>,
 }
+
+/// The most pollers.
+pub const MAX_POLLERS: usize = 256;
 
 /// How many pollers there are and where they run.
 #[derive(Clone, Debug, Default)]
@@ -93,7 +100,7 @@ pub struct PortView {
     /// The poller of each receive queue.
     pub pollers: Vec<usize>,
     pub details: BTreeMap<&'static str, String>,
-    /// Sums over the pollers.
+    /// Sums over the pollers that there are and were.
     pub counters: BTreeMap<&'static str, u64>,
 }
 
@@ -126,30 +133,22 @@ impl Switch {
         config: &PollerConfig,
         reports: Reports,
     ) -> io::Result<Switch> {
-        let namer = Namer::random();
-        let mut pollers = Vec::new();
-        for id in 0..config.count.max(1) {
-            let doorbell = Arc::new(Doorbell::new()?);
-            let inbox = Arc::new(SegQueue::new());
-            let counters = Arc::new(PollerCounters::default());
-            let seeds = Seeds::random();
-            let ring = Arc::clone(&doorbell);
-            let agent = offload.agent(id as u32, Box::new(move || ring.ring()));
-            let table = FlowTable::new(seeds.clone(), namer.clone(), agent);
-            let pipeline = Pipeline::new(Arc::clone(&shared), Arc::clone(&counters), table, seeds);
-            let poller =
-                Poller::new(Instant::now(), pipeline, Arc::clone(&inbox), Arc::clone(&doorbell), reports.clone());
-            let cpu = config.cpus.get(id).copied();
-            let thread = std::thread::Builder::new().name(format!("poller{id}")).spawn(move || {
-                if let Some(cpu) = cpu {
-                    pin(cpu);
-                }
-                poller.run();
-            })?;
-            pollers.push(PollerHandle { inbox, doorbell, counters, thread: Mutex::new(Some(thread)) });
-        }
-        let waiting = Mutex::new(Some(Vec::new()));
-        Ok(Switch { shared, offload, device, pollers, ports: Mutex::default(), waiting })
+        // Fails only for a process that does not exist.
+        let anywhere = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
+        let switch = Switch {
+            shared,
+            offload,
+            device,
+            crew: ArcSwap::default(),
+            kit: Kit { namer: Namer::random(), reports, anywhere },
+            ports: Mutex::default(),
+            baton: Baton::default(),
+            waiting: Mutex::new(Some(Vec::new())),
+            stopping: AtomicBool::new(false),
+        };
+        let pollers = switch.start_pollers(0..config.count.clamp(1, MAX_POLLERS), &config.cpus)?;
+        switch.crew.store(Arc::new(Crew { pollers, cpus: config.cpus.clone(), ..Crew::default() }));
+        Ok(switch)
     }
 
     /// Opens a port and lets packets in and out. To be run to its end: a future dropped before leaves a port half open.
@@ -157,8 +156,36 @@ impl Switch {
     /// # Errors
     /// Name or number taken, or the device cannot be opened; then nothing has changed.
     pub async fn add_port(&self, spec: &PortSpec) -> Result<PortNo, AddPortError> {
-        let Opened { number, outputs, receivers } = self.open_port(spec)?;
-        let opened: Vec<_> = self
+        let number = self.ports().reserve(spec)?;
+        // Neither the table of ports nor the other changes wait for a device that opens slowly.
+        let port = port::open(spec, number).inspect_err(|_| self.forget(number))?;
+        let _baton = self.baton.take().await;
+        let crew = self.crew();
+        let (open, Opened { outputs, receivers }) =
+            self.open_queues(port, &crew).inspect_err(|_| self.forget(number))?;
+        self.ports().open.insert(number, open);
+        self.add_outputs(&crew, number, outputs).await?;
+        self.publish_ports();
+        match &mut *self.waiting() {
+            Some(waiting) => waiting.extend(receivers),
+            None => self.receive_from(receivers),
+        }
+        self.forget(number);
+        log::info!(target: "port", "{}: added as port {number} ({})", spec.name, spec.kind);
+        Ok(number)
+    }
+
+    /// Gives the pollers a way out each, and waits until packets may take it.
+    ///
+    /// # Errors
+    /// A poller has ended.
+    pub(super) async fn add_outputs(
+        &self,
+        crew: &Crew,
+        number: PortNo,
+        outputs: Vec<Output>,
+    ) -> Result<(), AddPortError> {
+        let opened: Vec<_> = crew
             .pollers
             .iter()
             .zip(outputs)
@@ -167,98 +194,63 @@ impl Switch {
         for answer in opened {
             answer.await.map_err(|_| AddPortError::Stopping)?;
         }
-        self.publish_ports();
-        match &mut *self.waiting() {
-            Some(waiting) => waiting.extend(receivers),
-            None => self.receive_from(receivers),
-        }
+        Ok(())
+    }
+
+    /// The port's name and number are free for others.
+    fn forget(&self, number: PortNo) {
         self.ports().reserved.remove(&number);
-        log::info!(target: "port", "{}: added as port {number} ({})", spec.name, spec.kind);
-        Ok(number)
     }
 
     /// Lets packets in, at the ports there are and at those that come. Until then no packet is received, so that none
-    /// meets a half-made set of rules.
+    /// meets a half-made set of rules. To be called once, when nobody else changes the datapath.
     pub fn begin(&self) {
         let waiting = self.waiting().take();
         self.receive_from(waiting.unwrap_or_default());
     }
 
-    fn receive_from(&self, receivers: Vec<(usize, Receiver)>) {
-        for (poller, receiver) in receivers {
-            self.pollers[poller].send(Message::AddRx(Box::new(receiver)));
-        }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, Option<Vec<(usize, Receiver)>>> {
+    pub(super) fn waiting(&self) -> MutexGuard<'_, Option<Vec<Receiver>>> {
         // A list, whole at any moment.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens the device and enters it in the table of ports. The table is not locked while the device opens.
-    fn open_port(&self, spec: &PortSpec) -> Result<Opened, AddPortError> {
-        let number = self.ports().reserve(spec)?;
-        let opened = self.open_device(spec, number);
-        let mut ports = self.ports();
-        let (open, opened) = opened.inspect_err(|_| drop(ports.reserved.remove(&number)))?;
-        ports.open.insert(number, open);
-        Ok(opened)
-    }
-
-    fn open_device(&self, spec: &PortSpec, number: PortNo) -> Result<(OpenPort, Opened), AddPortError> {
-        let mut port = port::open(spec, number)?;
+    /// Opens a port's queues for the pollers of `crew`.
+    fn open_queues(&self, mut port: Box<dyn Port>, crew: &Crew) -> Result<(OpenPort, Opened), AddPortError> {
         let info = port.info().clone();
-        let limits = Arc::new(PortLimits { mtu: AtomicU32::new(port.mtu() as u32) });
-        let counters: Vec<Arc<PortCounters>> = self.pollers.iter().map(|_| Arc::default()).collect();
         let queues = port.take_rx();
-        let owners = self.spread(queues.len());
-        let ways = self
-            .open_ways_out(port.as_mut(), owners.first().copied().unwrap_or(0))
-            .map_err(|source| AddPortError::Transmit { name: spec.name.clone(), source })?;
-        // Where all pollers have a queue of their own, frames that the device sends by itself keep in order with theirs.
-        let wire = match ways.iter().all(|tx| matches!(tx, Tx::Own(_))) {
-            true if self.device.is_some() => port.open_wire(),
-            _ => Ok(None),
+        let now = Instant::now();
+        let place = |poller| RxPlace { poller, counters: Arc::default(), window: Window::new(now) };
+        let mut open = OpenPort {
+            limits: Arc::new(PortLimits { mtu: AtomicU32::new(port.mtu() as u32) }),
+            counters: crew.pollers.iter().map(|_| Arc::default()).collect(),
+            ended: PortCounters::default(),
+            queues: self.spread(queues.len(), crew).into_iter().map(place).collect(),
+            port,
         };
-        let wire = wire.map_err(|source| AddPortError::Transmit { name: spec.name.clone(), source })?;
-        let ring = match &self.device {
-            Some(device) => {
-                device.connect(&info, port.mtu(), wire);
-                device.ring(info.ring)
-            }
-            None => info.ring,
-        };
-        let outputs = ways
-            .into_iter()
-            .zip(&counters)
-            .map(|(tx, counters)| {
-                Output::new(tx, info.tx_checksum, info.tx_segment, Arc::clone(&limits), Arc::clone(counters))
-            })
-            .collect();
+        let outputs = self
+            .open_ways(&mut open, crew, MAX_POLLERS)
+            .map_err(|source| AddPortError::Transmit { name: info.name.clone(), source })?;
+        let ring = self.device.as_ref().map_or(info.ring, |device| device.ring(info.ring));
         let progress: Vec<Arc<RxProgress>> = queues.iter().map(|_| Arc::new(RxProgress::new(ring))).collect();
         self.offload.port_added(info.clone(), progress.clone());
-        let receivers = queues
-            .into_iter()
-            .zip(progress)
-            .zip(&owners)
-            .map(|((queue, progress), &poller)| {
-                let queue = match &self.device {
-                    Some(device) => device.wrap_rx(&info, queue),
-                    None => queue,
-                };
-                let counters = Arc::clone(&counters[poller]);
-                (poller, Receiver { port: number, queue, progress, counters })
-            })
-            .collect();
-        let open = OpenPort { port, limits, counters, queues: owners };
-        Ok((open, Opened { number, outputs, receivers }))
+        let receiver = |(number, (queue, progress))| {
+            let queue = match &self.device {
+                Some(device) => device.wrap_rx(&info, queue),
+                None => queue,
+            };
+            let place: &RxPlace = &open.queues[number];
+            let counters = Arc::clone(&open.counters[place.poller]);
+            Receiver::new((info.number, number), queue, progress, counters, Arc::clone(&place.counters))
+        };
+        let receivers = queues.into_iter().zip(progress).enumerate().map(receiver).collect();
+        Ok((open, Opened { outputs, receivers }))
     }
 
     /// Chooses a poller for each of `n` receive queues: whoever has the fewest.
-    fn spread(&self, n: usize) -> Vec<usize> {
-        let mut load = vec![0usize; self.pollers.len()];
-        for poller in self.ports().open.values().flat_map(|open| &open.queues) {
-            load[*poller] += 1;
+    fn spread(&self, n: usize, crew: &Crew) -> Vec<usize> {
+        let mut load = vec![0usize; crew.pollers.len()];
+        for poller in self.ports().open.values().flat_map(OpenPort::owners) {
+            load[poller] += 1;
         }
         (0..n)
             .map(|_| {
@@ -269,41 +261,38 @@ impl Switch {
             .collect()
     }
 
-    /// A transmit queue for each poller. Where the device has fewer, `owner` serves the last for all without.
-    fn open_ways_out(&self, port: &mut dyn Port, owner: usize) -> io::Result<Vec<Tx>> {
-        let mut queues: Vec<Option<Box<dyn TxQueue>>> = self.pollers.iter().map(|_| None).collect();
-        // The owner first: it must have one.
-        let order = std::iter::once(owner).chain((0..self.pollers.len()).filter(|poller| *poller != owner));
-        for poller in order {
-            queues[poller] = port.open_tx()?;
-            if queues[poller].is_none() {
-                break;
-            }
+    /// Opens a port's ways out, one a poller, with at most `most` transmit queues, and the device's own.
+    ///
+    /// # Errors
+    /// A queue cannot be opened; then the port has no way out.
+    pub(super) fn open_ways(&self, open: &mut OpenPort, crew: &Crew, most: usize) -> io::Result<Vec<Output>> {
+        let owner = open.owners().next().unwrap_or(0);
+        let ways = open_ways_out(open.port.as_mut(), crew, owner, most)?;
+        if let Some(device) = &self.device {
+            // Where all pollers have a queue of their own, frames that the device sends by itself keep in order with theirs.
+            let wire = match ways.iter().all(|tx| matches!(tx, Tx::Own(_))) {
+                true => open.port.open_wire()?,
+                false => None,
+            };
+            device.connect(open.port.info(), open.port.mtu(), wire);
         }
-        if queues[owner].is_none() {
-            return Err(io::Error::other("the device has no transmit queue"));
-        }
-        let doorbell = Arc::clone(&self.pollers[owner].doorbell);
-        let shared = handoff::Shared::new(move || doorbell.ring());
-        let someone_lacks = queues.iter().any(Option::is_none);
-        Ok(queues
-            .into_iter()
-            .enumerate()
-            .map(|(poller, queue)| match queue {
-                Some(queue) if poller == owner && someone_lacks => Tx::Served(OwnerTx::new(Arc::clone(&shared), queue)),
-                Some(queue) => Tx::Own(queue),
-                None => Tx::Own(Box::new(HandoffTx::new(Arc::clone(&shared)))),
-            })
-            .collect())
+        let info = open.port.info();
+        let output = |(tx, counters): (Tx, &Arc<PortCounters>)| {
+            Output::new(tx, info.tx_checksum, info.tx_segment, Arc::clone(&open.limits), Arc::clone(counters))
+        };
+        Ok(ways.into_iter().zip(&open.counters).map(output).collect())
     }
 
     /// Closes a port and deletes the flows of packets from it. To be run to its end, as [`Switch::add_port`]. Answers with its name; `None` when there is no such port.
     pub async fn remove_port(&self, number: PortNo) -> Option<String> {
+        let _baton = self.baton.take().await;
+        self.close_port(number).await
+    }
+
+    /// The caller holds the baton.
+    pub(super) async fn close_port(&self, number: PortNo) -> Option<String> {
         let (open, name) = {
             let mut ports = self.ports();
-            if ports.reserved.contains_key(&number) {
-                return None; // still being opened
-            }
             let open = ports.open.remove(&number)?;
             let name = open.port.info().name.clone();
             ports.reserved.insert(number, name.clone());
@@ -311,18 +300,14 @@ impl Switch {
         };
         // Rules first: from now on nothing is sent there.
         self.publish_ports();
-        let closed: Vec<_> =
-            self.pollers.iter().map(|poller| poller.ask(|done| Message::RemovePort(number, done))).collect();
-        for answer in closed {
-            // A poller that has stopped holds no queue.
-            let _ = answer.await;
-        }
+        // A poller that has stopped holds no queue.
+        self.crew().ask(|done| Message::RemovePort(number, done)).await;
         self.offload.port_removed(number);
         if let Some(device) = &self.device {
             device.disconnect(number);
         }
         drop(open);
-        self.ports().reserved.remove(&number);
+        self.forget(number);
         log::info!(target: "port", "{name}: removed");
         Some(name)
     }
@@ -334,29 +319,29 @@ impl Switch {
         self.shared.slowpath.set_ports(list);
     }
 
-    /// Reads what may have changed behind our back: each port's MTU. Call about once a second.
-    pub fn refresh_ports(&self) {
-        for (number, open) in &self.ports().open {
+    /// Reads what may have changed behind our back, each port's MTU, and how far each receive queue's counts have come. Call
+    /// about once a second.
+    pub fn refresh_ports(&self, now: Instant) {
+        for (number, open) in &mut self.ports().open {
             let mtu = open.port.mtu();
             open.limits.mtu.store(mtu as u32, Ordering::Relaxed);
             if let Some(device) = &self.device {
                 device.set_mtu(*number, mtu);
             }
+            open.queues.iter_mut().for_each(|place| place.window.sample(now, &place.counters));
         }
     }
 
     pub fn port_views(&self) -> Vec<PortView> {
         let sum = |open: &OpenPort| {
-            let mut total = BTreeMap::new();
-            for (name, count) in open.counters.iter().flat_map(|counters| counters.list()) {
-                *total.entry(name).or_insert(0) += count;
-            }
-            total
+            let total = PortCounters::default();
+            open.counters.iter().map(Arc::as_ref).chain([&open.ended]).for_each(|counters| total.add(counters));
+            total.list().into_iter().collect()
         };
         let view = |open: &OpenPort| PortView {
             info: open.port.info().clone(),
             mtu: open.port.mtu(),
-            pollers: open.queues.clone(),
+            pollers: open.owners().collect(),
             details: open.port.details().into_iter().collect(),
             counters: sum(open),
         };
@@ -392,12 +377,30 @@ impl Switch {
         Names(self.ports().open.iter().map(|(number, open)| (*number, open.port.info().name.clone())).collect())
     }
 
+    /// How many pollers there are now.
     pub fn pollers(&self) -> usize {
-        self.pollers.len()
+        self.crew().pollers.len()
     }
 
-    pub fn counters(&self, poller: usize) -> &PollerCounters {
-        &self.pollers[poller].counters
+    /// The pollers as they are now.
+    pub fn crew(&self) -> Arc<Crew> {
+        self.crew.load_full()
+    }
+
+    /// One poller's counts since it started; all 0 of one that there is not (any more).
+    pub fn counters(&self, poller: usize) -> Arc<PollerCounters> {
+        self.crew().pollers.get(poller).map(|poller| Arc::clone(&poller.counters)).unwrap_or_default()
+    }
+
+    /// The counts of all pollers that there are and were.
+    pub fn totals(&self) -> PollerCounters {
+        self.crew().totals()
+    }
+
+    /// From now on, [`Crew`] shows only what comes as counted since the clearing.
+    pub async fn clear_counters(&self, now: Instant) {
+        let _baton = self.baton.take().await;
+        self.crew().clear(now);
     }
 
     /// Adds a flow in every poller.
@@ -405,26 +408,24 @@ impl Switch {
     /// # Errors
     /// There is one by hand with this match or ufid; then it is as it was.
     pub async fn add_flow(&self, ufid: Option<Ufid>, matching: Match, actions: Actions) -> Result<(), FlowError> {
+        let _baton = self.baton.take().await;
         let flow = NewFlow { ufid, matching, actions, number: self.shared.decision_number() };
-        let answers: Vec<_> =
-            self.pollers.iter().map(|poller| poller.ask(|reply| Message::Add(Box::new(flow.clone()), reply))).collect();
+        let answers = self.crew().ask(|reply| Message::Add(Box::new(flow.clone()), reply)).await;
         // Flows by hand are in every poller or in none, so all answers are equal.
-        let mut result = Ok(());
-        for answer in answers {
-            result = answer.await.unwrap_or(Ok(())).and(result);
-        }
-        result
+        answers.into_iter().flatten().collect()
     }
 
     /// Replaces a flow's actions; answers with what it was, counts summed, or `None` when no poller has it. From then on it
     /// is a flow added by hand, so pollers that did not have it get it.
     pub async fn modify_flow(&self, which: Which, actions: Actions, clear: bool) -> Option<FlowView> {
+        let _baton = self.baton.take().await;
+        let crew = self.crew();
         let number = self.shared.decision_number();
         let change = Change { actions: actions.clone(), clear, number };
-        let answers = self.ask_each(|reply| Message::Modify(which.clone(), change.clone(), reply)).await;
+        let answers = views(&crew, |reply| Message::Modify(which.clone(), change.clone(), reply)).await;
         let total = sum(answers.iter().flatten().cloned())?;
         let flow = NewFlow { ufid: Some(total.ufid), matching: total.matching, actions, number };
-        for (poller, _) in self.pollers.iter().zip(&answers).filter(|(_, answer)| answer.is_none()) {
+        for (poller, _) in crew.pollers.iter().zip(&answers).filter(|(_, answer)| answer.is_none()) {
             // A poller that has it by now has it from somebody else, whose word is newer.
             let _ = poller.ask(|reply| Message::Add(Box::new(flow.clone()), reply)).await;
         }
@@ -433,6 +434,7 @@ impl Switch {
 
     /// Deletes a flow in every poller that has it; answers with what it was, counts summed, or `None`.
     pub async fn delete_flow(&self, which: Which) -> Option<FlowView> {
+        let _baton = self.baton.take().await;
         self.ask_for_flow(|reply| Message::Delete(which.clone(), reply)).await
     }
 
@@ -442,36 +444,24 @@ impl Switch {
     }
 
     async fn ask_for_flow(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Option<FlowView> {
-        sum(self.ask_each(message).await.into_iter().flatten())
-    }
-
-    /// Each poller's answer; `None` of one that has stopped.
-    async fn ask_each(&self, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Vec<Option<FlowView>> {
-        let answers: Vec<_> = self.pollers.iter().map(|poller| poller.ask(&message)).collect();
-        let mut views = Vec::with_capacity(answers.len());
-        for answer in answers {
-            views.push(answer.await.ok().flatten());
-        }
-        views
+        sum(views(&self.crew(), message).await.into_iter().flatten())
     }
 
     /// Deletes all flows of every poller, or those of packets from one port. Answers with how many.
     pub async fn flush(&self, from: Option<PortNo>) -> usize {
-        let answers: Vec<_> = self.pollers.iter().map(|poller| poller.ask(|done| Message::Flush(from, done))).collect();
-        let mut deleted = 0;
-        for answer in answers {
-            deleted += answer.await.unwrap_or(0);
-        }
-        deleted
+        let _baton = self.baton.take().await;
+        self.crew().ask(|done| Message::Flush(from, done)).await.into_iter().flatten().sum()
     }
 
     /// Gives every poller a new way to the device, which was restarted and knows nothing: all flows ask anew.
     pub async fn renew_agents(&self) {
-        let answers: Vec<_> = (0..self.pollers.len())
-            .filter_map(|id| {
-                let doorbell = Arc::clone(&self.pollers[id].doorbell);
-                let agent = self.offload.agent(id as u32, Box::new(move || doorbell.ring()))?;
-                Some(self.pollers[id].ask(|done| Message::NewAgent(Box::new(agent), done)))
+        let _baton = self.baton.take().await;
+        let crew = self.crew();
+        let answers: Vec<_> = (0..)
+            .zip(&crew.pollers)
+            .filter_map(|(id, poller)| {
+                let agent = self.offload.agent(id, poller.bell())?;
+                Some(poller.ask(|done| Message::NewAgent(Box::new(agent), done)))
             })
             .collect();
         for answer in answers {
@@ -480,34 +470,29 @@ impl Switch {
         }
     }
 
-    /// A page of one poller's flows, from number `from` on.
+    /// A page of one poller's flows, from number `from` on; empty from a poller that there is not (any more).
     pub async fn page(&self, poller: usize, from: u32) -> Page {
-        self.pollers[poller].ask(|reply| Message::Dump(from, reply)).await.unwrap_or_default()
+        let Some(poller) = self.crew().pollers.get(poller).cloned() else { return Page::default() };
+        poller.ask(|reply| Message::Dump(from, reply)).await.unwrap_or_default()
     }
 
-    /// Ends the pollers and waits for them: each is through with its batch in well under a millisecond.
+    /// Ends the pollers and waits for them: each is through with its batch in well under a millisecond. Changes that are under
+    /// way end without success.
     pub fn stop(&self) {
-        for poller in &self.pollers {
-            poller.send(Message::Stop);
-        }
-        for poller in &self.pollers {
-            let thread = poller.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if thread.is_some_and(|thread| thread.join().is_err()) {
-                log::error!(target: "poller", "a poller panicked");
-            }
-        }
+        self.stopping.store(true, Ordering::SeqCst);
+        let crew = self.crew();
+        let all = || crew.pollers.iter().chain(&crew.leaving);
+        all().for_each(|poller| poller.dismiss());
+        all().for_each(|poller| poller.join());
         self.ports().open.clear();
     }
 
     /// Whether a poller ended without being told to.
     pub fn poller_died(&self) -> bool {
-        self.pollers.iter().any(|poller| {
-            let thread = poller.thread.lock().unwrap_or_else(PoisonError::into_inner);
-            thread.as_ref().is_some_and(JoinHandle::is_finished)
-        })
+        self.crew().pollers.iter().any(|poller| poller.has_died())
     }
 
-    fn ports(&self) -> MutexGuard<'_, Ports> {
+    pub(super) fn ports(&self) -> MutexGuard<'_, Ports> {
         // Each change under this lock is one insert or remove, so a panic leaves no half of one behind.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -536,17 +521,52 @@ impl Ports {
     }
 }
 
-impl PollerHandle {
-    fn send(&self, message: Message) {
-        self.inbox.push(message);
-        self.doorbell.ring();
+impl OpenPort {
+    /// The poller of each receive queue.
+    pub fn owners(&self) -> impl Iterator<Item = usize> {
+        self.queues.iter().map(|place| place.poller)
     }
 
-    fn ask<T>(&self, message: impl FnOnce(oneshot::Sender<T>) -> Message) -> oneshot::Receiver<T> {
-        let (reply, answer) = oneshot::channel();
-        self.send(message(reply));
-        answer
+    /// Counts for so many pollers; those of pollers that have ended stay in the sums. They have no queue of the port any more.
+    pub fn recount(&mut self, pollers: usize) {
+        let ended = self.counters.drain(pollers.min(self.counters.len())..);
+        ended.for_each(|counters| self.ended.add(&counters));
+        self.counters.resize_with(pollers, Arc::default);
     }
+}
+
+/// A way out for each poller, by at most `most` transmit queues. Where there are fewer than pollers, `owner` serves its own for
+/// all without.
+fn open_ways_out(port: &mut dyn Port, crew: &Crew, owner: usize, most: usize) -> io::Result<Vec<Tx>> {
+    let mut queues: Vec<Option<Box<dyn TxQueue>>> = crew.pollers.iter().map(|_| None).collect();
+    // The owner first: it must have one.
+    let order = std::iter::once(owner).chain((0..crew.pollers.len()).filter(|poller| *poller != owner));
+    for poller in order.take(most) {
+        queues[poller] = port.open_tx()?;
+        if queues[poller].is_none() {
+            break;
+        }
+    }
+    if queues[owner].is_none() {
+        return Err(io::Error::other("the device has no transmit queue"));
+    }
+    let doorbell = Arc::clone(&crew.pollers[owner].doorbell);
+    let shared = handoff::Shared::new(move || doorbell.ring());
+    let someone_lacks = queues.iter().any(Option::is_none);
+    Ok(queues
+        .into_iter()
+        .enumerate()
+        .map(|(poller, queue)| match queue {
+            Some(queue) if poller == owner && someone_lacks => Tx::Served(OwnerTx::new(Arc::clone(&shared), queue)),
+            Some(queue) => Tx::Own(queue),
+            None => Tx::Own(Box::new(HandoffTx::new(Arc::clone(&shared)))),
+        })
+        .collect())
+}
+
+/// Each poller's answer about a flow; `None` also of one that has ended.
+async fn views(crew: &Crew, message: impl Fn(oneshot::Sender<Option<FlowView>>) -> Message) -> Vec<Option<FlowView>> {
+    crew.ask(message).await.into_iter().map(Option::flatten).collect()
 }
 
 /// One flow of several pollers: their counts together.
@@ -572,16 +592,5 @@ impl PortNames for Names {
 
     fn name(&self, number: PortNo) -> Option<String> {
         self.0.get(&number).cloned()
-    }
-}
-
-/// Keeps this thread on one processor; says so in the log when it cannot.
-fn pin(cpu: usize) {
-    let mut set = rustix::thread::CpuSet::new();
-    if cpu < rustix::thread::CpuSet::MAX_CPU {
-        set.set(cpu);
-    }
-    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
-        log::warn!(target: "poller", "cannot run on processor {cpu} alone: {error}");
     }
 }

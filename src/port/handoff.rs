@@ -11,7 +11,8 @@
 //!
 //! A queue's `pop` may spin for the moment in which another thread is between claiming a slot and filling it.
 //!
-//! Frames of one poller keep their order; between pollers there is none to keep. Nobody waits: a full ring drops, and the drop
+//! Frames of one poller keep their order; between pollers there is none to keep, unless a receive queue goes from one to
+//! another: then the owner pumps in between. Nobody waits: a full ring drops, and the drop
 //! is counted by the poller that met it. Frames handed over are counted when the owner sends them, so that each is counted once.
 //!
 //! # Thread-safety
@@ -124,7 +125,8 @@ impl OwnerTx {
         !self.shared.waiting.is_empty()
     }
 
-    /// Sends what the others left, at most what the ring holds; to be called in every round of the poller. One load when there is nothing.
+    /// Sends what the others left, at most what the ring holds: so all that they had left when it began. To be called in every
+    /// round of the poller. One load when there is nothing.
     #[inline]
     pub fn pump(&mut self, now: Instant, pool: &mut Pool) -> Sent {
         let mut sent = Sent::default();

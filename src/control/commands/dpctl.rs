@@ -157,12 +157,9 @@ struct Show {
 fn show(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
     let options = Options::split(args, &["-s", "--statistics"])?;
     options.exactly::<0>("dpctl/show [-s] [DP]")?;
-    let (mut hit, mut missed) = (0, 0);
-    for poller in 0..daemon.switch.pollers() {
-        let lookup = &daemon.switch.counters(poller).lookup;
-        hit += lookup.mark_hit.get() + lookup.emc_hit.get() + lookup.megaflow_hit.get();
-        missed += lookup.upcall_installed.get() + lookup.upcall_flow_limit.get();
-    }
+    let lookup = daemon.switch.totals().lookup;
+    let hit = lookup.mark_hit.get() + lookup.emc_hit.get() + lookup.megaflow_hit.get();
+    let missed = lookup.upcall_installed.get() + lookup.upcall_flow_limit.get();
     Ok(Answer::of(Show {
         datapath: DATAPATH,
         hit,

@@ -5,28 +5,215 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
+use serde_json::json;
 
-use crate::control::answer::Answer;
-use crate::control::registry::{Command, Right};
+use super::{DATAPATH, Options, PATIENCE};
+use crate::control::answer::{Answer, CommandError};
+use crate::control::registry::{Command, Right, deadline};
 use crate::daemon::Daemon;
+use crate::datapath::balance::Move;
 use crate::datapath::counters::PollerCounters;
+use crate::datapath::reassign::RxView;
+use crate::datapath::window;
+use crate::flow::PortNo;
+use crate::flow::text::PortNames as _;
+use crate::telemetry::Histogram;
 
-pub static COMMANDS: &[Command<Arc<Daemon>>] = &[Command {
-    name: "dpif-netdev/pmd-perf-show",
-    usage: "",
-    help: "Shows for each poller how it spent its time and how it found the flows of its packets.",
-    args: 0..=0,
-    right: Right::Read,
-    run: |daemon, _| {
-        Box::pin(async move {
-            let seconds = Instant::now().saturating_duration_since(daemon.switch.shared.start).as_secs_f64();
-            let pollers = (0..daemon.switch.pollers())
-                .map(|id| Perf::new(daemon.poller_place(id), seconds, daemon.switch.counters(id)))
-                .collect();
-            Ok(Answer::of(PerfShow { seconds, pollers }))
-        })
+type Result<T> = std::result::Result<T, CommandError>;
+
+pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
+    Command {
+        name: "dpif-netdev/pmd-perf-show",
+        usage: "",
+        help: "Shows for each poller how it spent its time and how it found the flows of its packets.",
+        args: 0..=0,
+        right: Right::Read,
+        run: |daemon, _| Box::pin(async move { Ok(Answer::of(PerfShow::new(&daemon, Instant::now()))) }),
     },
-}];
+    Command {
+        name: "dpif-netdev/pmd-stats-clear",
+        usage: "[DP]",
+        help: "Lets the counts of dpif-netdev/pmd-perf-show start from 0.",
+        args: 0..=1,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                Options::split(args, &[])?.exactly::<0>("dpif-netdev/pmd-stats-clear [DP]")?;
+                deadline(PATIENCE, daemon.switch.clear_counters(Instant::now())).await?;
+                Ok(Answer::nothing())
+            })
+        },
+    },
+    Command {
+        name: "dpif-netdev/pmd-rxq-show",
+        usage: "[DP]",
+        help: "Shows for each poller its receive queues, and how busy each kept it in the last minute.",
+        args: 0..=1,
+        right: Right::Read,
+        run: |daemon, args| {
+            Box::pin(async move {
+                Options::split(args, &[])?.exactly::<0>("dpif-netdev/pmd-rxq-show [DP]")?;
+                Ok(Answer::of(RxqShow::new(&daemon, Instant::now())))
+            })
+        },
+    },
+    Command {
+        name: "dpif-netdev/pmd-rxq-rebalance",
+        usage: "[DP]",
+        help: "Moves receive queues so that each poller has about as many packets, going by the last minute.",
+        args: 0..=1,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                Options::split(args, &[])?.exactly::<0>("dpif-netdev/pmd-rxq-rebalance [DP]")?;
+                let done = daemon.in_background("rebalance", |daemon| daemon.rebalance(Instant::now()));
+                let moves = deadline(PATIENCE, done).await??;
+                let names = daemon.switch.names();
+                let moved = |moved: Move| Moved {
+                    port: names.name(moved.port).unwrap_or_else(|| moved.port.to_string()),
+                    port_no: moved.port,
+                    queue: moved.queue,
+                    from: moved.from,
+                    to: moved.to,
+                    packets: moved.packets,
+                };
+                Ok(Answer::of(Rebalanced { moved: moves.into_iter().map(moved).collect() }))
+            })
+        },
+    },
+    Command {
+        name: "dpif-netdev/pmd-rxq-move",
+        usage: "[DP] PORT QUEUE POLLER",
+        help: "Moves a receive queue of a port, named or numbered, to another poller.",
+        args: 3..=4,
+        right: Right::Write,
+        run: |daemon, args| Box::pin(async move { move_rx(&daemon, args).await }),
+    },
+];
+
+async fn move_rx(daemon: &Arc<Daemon>, args: Vec<String>) -> Result<Answer> {
+    let options = Options::split(args, &[])?;
+    let [port, queue, poller] = options.exactly("dpif-netdev/pmd-rxq-move [DP] PORT QUEUE POLLER")?;
+    let number = daemon
+        .switch
+        .port_number(port)
+        .ok_or_else(|| CommandError::new(format!("no port {port:?} in {DATAPATH} (No such device)")))?;
+    let count = |what: &str, text: &str| {
+        text.parse::<usize>().map_err(|_| CommandError::new(format!("{what} {text:?}: expected a number from 0 on")))
+    };
+    let (queue, poller) = (count("receive queue", queue)?, count("poller", poller)?);
+    let moved = daemon.in_background("move-rxq", move |daemon| daemon.move_rx(number, queue, poller));
+    deadline(PATIENCE, moved).await???;
+    Ok(Answer::new("", json!({ "port_no": number, "queue": queue, "poller": poller })))
+}
+
+/// What `dpif-netdev/pmd-rxq-show` says.
+#[derive(Serialize)]
+struct RxqShow {
+    /// The longest time that usage is of.
+    seconds: u64,
+    pollers: Vec<RxqPoller>,
+}
+
+#[derive(Serialize)]
+struct RxqPoller {
+    poller: usize,
+    place: String,
+    isolated: bool,
+    rx_queues: Vec<Rxq>,
+}
+
+#[derive(Serialize)]
+struct Rxq {
+    port: String,
+    port_no: PortNo,
+    queue: usize,
+    enabled: bool,
+    /// In the last minute.
+    packets: u64,
+    /// Of a poller's time in the last minute; `None` of a queue that was opened just now.
+    usage_percent: Option<f64>,
+}
+
+impl RxqShow {
+    fn new(daemon: &Daemon, now: Instant) -> RxqShow {
+        let views = daemon.switch.rx_views(now);
+        let queues = |poller: usize| views.iter().filter(move |view| view.poller == poller).map(Rxq::new);
+        let poller = |poller: usize| RxqPoller {
+            poller,
+            place: daemon.poller_place(poller),
+            // No receive queue is bound to a poller for good.
+            isolated: false,
+            rx_queues: queues(poller).collect(),
+        };
+        RxqShow { seconds: window::LENGTH.as_secs(), pollers: (0..daemon.switch.pollers()).map(poller).collect() }
+    }
+}
+
+impl Rxq {
+    fn new(view: &RxView) -> Rxq {
+        let nanos = view.recent.time.as_nanos() as f64;
+        Rxq {
+            port: view.name.clone(),
+            port_no: view.port,
+            queue: view.queue,
+            enabled: true,
+            packets: view.recent.packets,
+            usage_percent: (nanos > 0.0).then(|| (100.0 * view.recent.busy_ns as f64 / nanos).min(100.0)),
+        }
+    }
+}
+
+impl fmt::Display for RxqShow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Displaying last {} seconds pmd usage %", self.seconds)?;
+        for poller in &self.pollers {
+            writeln!(f, "{}:", poller.place)?;
+            writeln!(f, "  isolated : {}", poller.isolated)?;
+            for rxq in &poller.rx_queues {
+                write!(f, "  port: {:<16}  queue-id: {:>2} ", rxq.port, rxq.queue)?;
+                f.write_str(if rxq.enabled { "(enabled) " } else { "(disabled)" })?;
+                match rxq.usage_percent {
+                    Some(percent) => writeln!(f, "  pmd usage: {percent:>2.0} %")?,
+                    None => writeln!(f, "  pmd usage: NOT AVAIL")?,
+                }
+            }
+            // What a busy turn takes is charged to its packets, whole.
+            writeln!(f, "  overhead: NOT AVAIL")?;
+        }
+        Ok(())
+    }
+}
+
+/// What `dpif-netdev/pmd-rxq-rebalance` says.
+#[derive(Serialize)]
+struct Rebalanced {
+    moved: Vec<Moved>,
+}
+
+#[derive(Serialize)]
+struct Moved {
+    port: String,
+    port_no: PortNo,
+    queue: usize,
+    from: usize,
+    to: usize,
+    /// In the last minute.
+    packets: u64,
+}
+
+impl fmt::Display for Rebalanced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "pmd rxq rebalance requested.")?;
+        for Moved { port, queue, from, to, packets, .. } in &self.moved {
+            writeln!(f, "  port: {port:<16}  queue-id: {queue:>2}  poller: {from} -> {to}  ({packets} packets)")?;
+        }
+        match self.moved.is_empty() {
+            true => writeln!(f, "  nothing to move"),
+            false => Ok(()),
+        }
+    }
+}
 
 /// What a poller did to its flows, by the names of [`Doings`](crate::datapath::counters::Doings).
 const FLOW_COUNTS: [&str; 5] = ["revalidated", "modified", "deleted_stale", "deleted_idle", "mark_unbound"];
@@ -34,8 +221,11 @@ const FLOW_COUNTS: [&str; 5] = ["revalidated", "modified", "deleted_stale", "del
 /// What `dpif-netdev/pmd-perf-show` says.
 #[derive(Serialize)]
 struct PerfShow {
+    /// Since the counts were cleared, or the daemon started.
     seconds: f64,
     pollers: Vec<Perf>,
+    /// Of all pollers that have ended; `None` when there were none.
+    ended: Option<Perf>,
 }
 
 #[derive(Serialize)]
@@ -62,11 +252,42 @@ struct Perf {
     flows: Vec<(&'static str, u64)>,
     tx_packets: u64,
     tx_batches: u64,
+    turns: Turns,
+}
+
+/// Nanoseconds that busy turns took.
+#[derive(Serialize)]
+struct Turns {
+    p50_ns: u64,
+    p99_ns: u64,
+    p999_ns: u64,
+    max_ns: u64,
+}
+
+impl Turns {
+    fn new(turns: &Histogram) -> Turns {
+        Turns { p50_ns: turns.at(0.5), p99_ns: turns.at(0.99), p999_ns: turns.at(0.999), max_ns: turns.max() }
+    }
+}
+
+impl PerfShow {
+    fn new(daemon: &Daemon, now: Instant) -> PerfShow {
+        let crew = daemon.switch.crew();
+        let elapsed = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
+        let counted = crew.pollers.iter().map(|poller| poller.since_cleared()).enumerate();
+        let pollers: Vec<Perf> = counted
+            .map(|(id, (since, counters))| Perf::new(daemon.poller_place(id), elapsed(since), &counters))
+            .collect();
+        let seconds = pollers.iter().map(|perf| perf.seconds).fold(0.0, f64::max);
+        let ended = crew.ended_since_cleared();
+        let ended = ended.map(|counters| Perf::new("ended pollers".to_owned(), seconds, &counters));
+        PerfShow { seconds, pollers, ended }
+    }
 }
 
 impl Perf {
     fn new(place: String, seconds: f64, counters: &PollerCounters) -> Perf {
-        let PollerCounters { lookup, fate, doings } = counters;
+        let PollerCounters { lookup, fate, doings, turns } = counters;
         let lookups = lookup.list();
         let upcall_outcomes: Vec<_> =
             lookups.iter().filter_map(|(name, n)| Some((name.strip_prefix("upcall_")?, *n))).collect();
@@ -93,6 +314,7 @@ impl Perf {
             flows: FLOW_COUNTS.iter().map(|name| (*name, doings.get(name))).collect(),
             tx_packets: fate.sent.get(),
             tx_batches: doings.tx_batches.get(),
+            turns: Turns::new(turns),
         }
     }
 }
@@ -104,7 +326,7 @@ fn per(part: f64, whole: f64) -> f64 {
 impl fmt::Display for PerfShow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "Measurement duration: {:.3} s", self.seconds)?;
-        self.pollers.iter().try_for_each(|perf| write!(f, "\n{perf}"))
+        self.pollers.iter().chain(&self.ended).try_for_each(|perf| write!(f, "\n{perf}"))
     }
 }
 
@@ -121,6 +343,7 @@ impl fmt::Display for Perf {
             self.iterations,
             1e6 * per(looped, self.iterations as f64)
         )?;
+        let Turns { p50_ns, p99_ns, p999_ns, max_ns } = self.turns;
         writeln!(f, "  - idle iterations:  {idle:>12}")?;
         writeln!(
             f,
@@ -128,6 +351,7 @@ impl fmt::Display for Perf {
             self.busy_iterations,
             100.0 * per(self.busy_s, self.seconds)
         )?;
+        writeln!(f, "    - busy time (ns):  p50 {p50_ns}, p99 {p99_ns}, p99.9 {p999_ns}, max {max_ns}")?;
         writeln!(
             f,
             "  - sleep iterations: {:>12}  ({:5.1} % of iterations)",
