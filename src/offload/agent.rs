@@ -63,7 +63,7 @@ impl Agent {
         match self.shared.queue_for(cell.hash()) {
             Some(queue) if cell.is_admitted() => {
                 cell.request(since(self.shared.start, now));
-                queue.delete(cell);
+                queue.delete(self.lane(), cell);
             }
             // The worker has never heard of it.
             _ => cell.set_outcome(Standing::Gone),
@@ -85,6 +85,11 @@ impl Agent {
         }
     }
 
+    /// The poller's own lane in every worker's queue.
+    fn lane(&self) -> usize {
+        self.mailbox.poller() as usize
+    }
+
     fn ask(&self, now: Instant, cell: &Arc<OffloadCell>) {
         let admitted = cell.is_admitted();
         let Some(queue) = self.shared.queue_for(cell.hash()) else {
@@ -97,7 +102,7 @@ impl Agent {
             return;
         }
         cell.request(since(self.shared.start, now));
-        match queue.put(cell, admitted) {
+        match queue.put(self.lane(), cell, admitted) {
             Admission::Queued | Admission::Coalesced => cell.admit(),
             Admission::Full => cell.set_outcome(Standing::Refused(Refusal::QueueFull)),
         }

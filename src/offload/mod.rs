@@ -150,7 +150,7 @@ impl Offload {
 
     /// The path and its worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
     pub fn assemble(device: &dyn Device, start: Instant, config: &OffloadConfig) -> (Offload, Worker) {
-        let queue = Arc::new(Queue::new(config.queue_limit));
+        let queue = Arc::new(Queue::new(config.queue_limit, usize::MAX));
         let report = StdArc::<StdMutex<Report>>::default();
         let caps = device.capabilities();
         let worker = Worker::new(Arc::clone(&queue), device, start, config, StdArc::clone(&report));
@@ -218,7 +218,7 @@ impl Offload {
             megaflows: report.megaflows,
             marks: report.marks,
             queue,
-            queue_bytes: (queue.depth + queue.deletes) * size_of::<OffloadCell>(),
+            queue_bytes: queue.bytes,
             operations: report.operations,
             refused,
             resets: report.resets,

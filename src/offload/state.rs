@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 use super::agent::Mailbox;
 use super::mark::Mark;
+use super::queue::Weigh;
 use crate::flow::{Actions, Match, Ufid};
 use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use crate::sys::stack::Node;
@@ -323,6 +324,13 @@ impl Cell {
         add(&self.packets, more.packets);
         add(&self.bytes, more.bytes);
         self.used_ns.fetch_max(more.used_ns, Ordering::Relaxed);
+    }
+}
+
+impl Weigh for Cell {
+    /// The cell and its wants, without what long lists of actions keep elsewhere.
+    fn weigh(&self) -> usize {
+        size_of::<OffloadCell>() + size_of::<Wants>()
     }
 }
 

@@ -21,12 +21,16 @@
 use std::ops::Deref;
 use std::ptr;
 
-use crate::sync::{Arc, AtomicBool, AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 /// Links in a node: how many stacks it can stand in at once.
 pub const LINKS: usize = 3;
 
 /// A value that can stand in stacks.
+///
+/// The links come first: in an `Arc` they then share a cache line with the count of references, mostly, and a push
+/// touches one line of the node instead of two.
+#[repr(C)]
 pub struct Node<T> {
     links: [Link<T>; LINKS],
     value: T,
@@ -35,12 +39,18 @@ pub struct Node<T> {
 struct Link<T> {
     /// The node below. Belongs to whoever holds the claim.
     next: AtomicPtr<Node<T>>,
+    /// What the node carries to the receiver. Belongs to whoever holds the claim.
+    weight: AtomicU32,
     claimed: AtomicBool,
 }
 
 impl<T> Node<T> {
     pub fn new(value: T) -> Node<T> {
-        let link = || Link { next: AtomicPtr::new(ptr::null_mut()), claimed: AtomicBool::new(false) };
+        let link = || Link {
+            next: AtomicPtr::new(ptr::null_mut()),
+            weight: AtomicU32::new(0),
+            claimed: AtomicBool::new(false),
+        };
         Node { links: [link(), link(), link()], value }
     }
 
@@ -84,6 +94,16 @@ impl<T> Deref for Node<T> {
 pub struct Claimed<T, const AT: usize> {
     /// `None` only once it has been pushed.
     node: Option<Arc<Node<T>>>,
+}
+
+impl<T, const AT: usize> Claimed<T, AT> {
+    /// Writes a weight on the link, which comes out with the node whatever becomes of its content meanwhile.
+    pub fn weighing(self, weight: u32) -> Claimed<T, AT> {
+        if let Some(node) = &self.node {
+            node.link::<AT>().weight.store(weight, Ordering::Relaxed);
+        }
+        self
+    }
 }
 
 impl<T, const AT: usize> Drop for Claimed<T, AT> {
@@ -191,23 +211,30 @@ impl<T, const AT: usize> List<T, AT> {
     pub fn is_empty(&self) -> bool {
         self.head.is_null()
     }
-}
 
-impl<T, const AT: usize> Iterator for List<T, AT> {
-    type Item = Arc<Node<T>>;
-
-    /// The oldest node. Its claim is given up first: a claim that fails is one whose work the caller will see.
-    fn next(&mut self) -> Option<Arc<Node<T>>> {
+    /// The oldest node and its weight: 0, or what it was claimed with the last time that it got one. Its claim is given
+    /// up first: a claim that fails is one whose work the caller will see.
+    pub fn pop(&mut self) -> Option<(Arc<Node<T>>, u32)> {
         if self.head.is_null() {
             return None;
         }
         // SAFETY: `head` came from `Arc::into_raw` in `push`; the list owns that reference, and moving `head` on below
         // makes sure that it is turned back only once.
         let node = unsafe { Arc::from_raw(self.head.cast_const()) };
-        // Before the claim goes: whoever claims next writes `next`.
+        // Before the claim goes: whoever claims next writes both.
+        let weight = node.link::<AT>().weight.load(Ordering::Relaxed);
         self.head = node.link::<AT>().next.load(Ordering::Relaxed);
         node.give_up::<AT>();
-        Some(node)
+        Some((node, weight))
+    }
+}
+
+impl<T, const AT: usize> Iterator for List<T, AT> {
+    type Item = Arc<Node<T>>;
+
+    /// The oldest node, as [`List::pop`].
+    fn next(&mut self) -> Option<Arc<Node<T>>> {
+        self.pop().map(|(node, _)| node)
     }
 }
 
@@ -243,6 +270,16 @@ mod tests {
         assert!(Node::claim::<0>(&node).is_none(), "still in the taken list");
         assert!(list.next().is_some());
         assert!(Node::claim::<0>(&node).is_some());
+    }
+
+    #[test]
+    fn a_weight_comes_out_as_it_went_in_and_each_link_has_its_own() {
+        let (first, second): (Stack<u32, 0>, Stack<u32, 1>) = Default::default();
+        let node = Arc::new(Node::new(7));
+        first.push(Node::claim(&node).unwrap().weighing(3));
+        second.push(Node::claim(&node).unwrap().weighing(4));
+        assert_eq!(first.take_all().pop().map(|(_, weight)| weight), Some(3));
+        assert_eq!(second.take_all().pop().map(|(_, weight)| weight), Some(4));
     }
 
     #[test]
