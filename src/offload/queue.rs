@@ -356,8 +356,9 @@ impl<T, M> Consumer<T, M> {
         fence(Ordering::SeqCst);
         if !self.has_work() {
             // `sleeping` is the predicate: only a producer or sender that has something for us clears it, so that a
-            // spurious wake-up waits again. The lanes are looked at afterwards, never popped on trust.
-            while wake.sleeping.load(Ordering::Relaxed) {
+            // spurious wake-up waits again. The lanes are looked at afterwards, never popped on trust. Acquire: a poke
+            // that cleared it is seen below.
+            while wake.sleeping.load(Ordering::Acquire) {
                 messages = match timeout {
                     None => wake.bell.wait(messages).unwrap_or_else(|poisoned| poisoned.into_inner()),
                     Some(timeout) => {
