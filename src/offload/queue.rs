@@ -16,18 +16,21 @@
 //!
 //! # The wake-up
 //! ```text
-//!   producer                                worker
-//!   publish what is wanted                  lock
-//!   claim, push                             sleeping = true
-//!   fence ◄────── one of the two ─────────► fence
-//!   sleeping? ──► lock, notify              anything in a lane? ──► stay awake
-//!                                           wait while sleeping
+//!   producer                                      worker
+//!   publish what is wanted                        lock
+//!   claim, push ──► the stack was expecting it?   sleeping: false ─► true
+//!                   no: done                      each stack: empty ─► expecting; one that is not: stay awake
+//!                   yes: sleeping: ? ─► false     wait while sleeping
+//!                        was true: lock, notify
 //! ```
 //!
-//! The two fences make sure that the producer sees the worker sleeping or the worker sees what was pushed (an
-//! eventcount). Without the producer's, its look at `sleeping` may come before its push is seen; without the worker's,
-//! its look at the lanes may come before `sleeping` is. So a producer takes the mutex, and makes a system call, only
-//! when the worker sleeps.
+//! An empty stack is of two kinds: plain, and *expecting* a push. So a push learns by the exchange that it makes
+//! anyway whether the worker may sleep: no fence, nothing shared by all lanes to read, and no mutex and no system call
+//! unless it does. Why no wake-up is lost: the exchange with which the worker makes a stack expecting fails if there
+//! was a push, and every later one finds it so. A stack that was left expecting by an earlier sleep may look so to the
+//! worker although there was a push just now; but that push's producer turns to `sleeping` next. Whoever changes that
+//! does so by read-modify-write, never by a store, so each change is seen by the next. Either the producer finds `true`,
+//! and wakes the worker; or the worker's change to `true` comes later, and then the worker sees what was pushed.
 //!
 //! # Thread-safety
 //! Any thread may produce, on any lane. One thread consumes.
@@ -39,7 +42,7 @@ use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 
-use crate::sync::{Arc, AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering, fence};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 use crate::sys::stack::{List, Node, Stack};
 use lane::{Lane, Load};
 use room::{BYTES, ENTRIES, Room};
@@ -76,7 +79,7 @@ pub struct Queue<T, M> {
 
 /// The worker's sleep, and what is left for it besides nodes. Written when it falls asleep or is woken, and by messages.
 struct Wake<M> {
-    /// The worker sleeps, or is about to.
+    /// The worker sleeps, or is about to. Changed by read-modify-write only.
     sleeping: AtomicBool,
     /// The worker is to take another look.
     poked: AtomicBool,
@@ -132,8 +135,9 @@ impl<T: Weigh, M> Queue<T, M> {
             puts.refused.fetch_add(1, Ordering::Relaxed);
             return Admission::Full;
         }
-        puts.side.stack.push(claimed.weighing(weight));
-        self.wake_if_asleep();
+        if puts.side.stack.push_and_tell(claimed.weighing(weight)) {
+            self.wake_if_asleep();
+        }
         Admission::Queued
     }
 
@@ -147,8 +151,9 @@ impl<T: Weigh, M> Queue<T, M> {
         let weight = weight(&***node);
         // Before the push, so that it is not counted to leave first.
         lane.deletes.entered.fetch_add(Load::one(weight).0, Ordering::Relaxed);
-        lane.deletes.stack.push(claimed.weighing(weight));
-        self.wake_if_asleep();
+        if lane.deletes.stack.push_and_tell(claimed.weighing(weight)) {
+            self.wake_if_asleep();
+        }
     }
 }
 
@@ -251,28 +256,23 @@ impl<T, M> Queue<T, M> {
         counts
     }
 
-    /// Wakes the worker should it sleep. To be called when there is something that it must see before it sleeps.
-    #[inline]
-    fn wake_if_asleep(&self) {
-        fence(Ordering::SeqCst);
-        // The swap picks one producer to do the waking.
-        if self.wake.sleeping.load(Ordering::Relaxed) && self.wake.sleeping.swap(false, Ordering::AcqRel) {
-            self.ring();
-        }
-    }
-
+    /// Wakes the worker should it sleep. To be called after what it must see was published.
     #[cold]
-    fn ring(&self) {
-        // The worker holds the mutex from announcing its sleep until it waits: with it in hand, it waits or is up.
-        let _messages = self.lock();
-        self.wake.wakeups.fetch_add(1, Ordering::Relaxed);
-        self.wake.bell.notify_one();
+    fn wake_if_asleep(&self) {
+        // The swap picks one producer to do the waking.
+        if self.wake.sleeping.swap(false, Ordering::AcqRel) {
+            // The worker holds the mutex from announcing its sleep until it waits: once we had it, it waits or is up.
+            // Given back before the bell, or the worker would wake to find it taken, and cost another system call.
+            drop(self.lock());
+            self.wake.wakeups.fetch_add(1, Ordering::Relaxed);
+            self.wake.bell.notify_one();
+        }
     }
 
     /// Has the worker look at the messages. To be called with the mutex in hand.
     fn announce(&self) {
         self.wake.has_messages.store(true, Ordering::Release);
-        self.wake.sleeping.store(false, Ordering::Relaxed);
+        self.wake.sleeping.swap(false, Ordering::AcqRel);
         self.wake.bell.notify_one();
     }
 
@@ -350,11 +350,9 @@ impl<T, M> Consumer<T, M> {
     pub fn sleep(&mut self, timeout: Option<Duration>) {
         let wake = &*self.queue.wake;
         let mut messages = self.queue.lock();
-        // A swap, as in `wake_if_asleep`: each change of the flag then follows the one it replaces, so that a producer
-        // which sees this one cannot take an older "awake" for a newer.
+        // A swap, as in `wake_if_asleep`: what was published before the flag was last cleared is seen below.
         wake.sleeping.swap(true, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        if !self.has_work() {
+        if self.expects_all() && !self.take_poke() {
             // `sleeping` is the predicate: only a producer or sender that has something for us clears it, so that a
             // spurious wake-up waits again. The lanes are looked at afterwards, never popped on trust. Acquire: a poke
             // that cleared it is seen below.
@@ -365,7 +363,7 @@ impl<T, M> Consumer<T, M> {
                         let waited = wake.bell.wait_timeout(messages, timeout);
                         let (guard, result) = waited.unwrap_or_else(|poisoned| poisoned.into_inner());
                         if result.timed_out() {
-                            wake.sleeping.store(false, Ordering::Relaxed);
+                            wake.sleeping.swap(false, Ordering::AcqRel);
                         }
                         guard
                     }
@@ -374,8 +372,14 @@ impl<T, M> Consumer<T, M> {
             // The look that it asked for is the caller's next.
             self.take_poke();
         }
-        wake.sleeping.store(false, Ordering::Relaxed);
+        wake.sleeping.swap(false, Ordering::AcqRel);
         drop(messages);
+    }
+
+    /// Whether nothing waits, and whoever changes that will tell. To be called with the mutex in hand.
+    fn expects_all(&self) -> bool {
+        let expects = |lane: &Lane<T>| lane.deletes.stack.expect() && lane.puts.side.stack.expect();
+        !self.has_messages() && self.puts.is_empty() && self.deletes.is_empty() && self.queue.lanes.iter().all(expects)
     }
 
     fn take_poke(&self) -> bool {
@@ -406,22 +410,26 @@ impl<T, const AT: usize> Round<T, AT> {
     where
         T: 'a,
     {
-        // Once more than there are lanes: the first may only have used up its turn.
-        for _ in 0..=LANES {
-            if self.turn > 0 {
-                let taken = &mut self.taken[self.at];
-                if taken.is_empty() {
-                    *taken = stack(self.at).take_all();
-                }
-                if let Some((node, weight)) = taken.pop() {
-                    self.turn -= 1;
-                    return Some((self.at, node, weight));
-                }
+        if self.turn == 0 {
+            self.advance();
+        }
+        for _ in 0..LANES {
+            let taken = &mut self.taken[self.at];
+            if taken.is_empty() {
+                *taken = stack(self.at).take_all();
             }
-            self.at = (self.at + 1) % LANES;
-            self.turn = TURN;
+            if let Some((node, weight)) = taken.pop() {
+                self.turn -= 1;
+                return Some((self.at, node, weight));
+            }
+            self.advance();
         }
         None
+    }
+
+    fn advance(&mut self) {
+        self.at = (self.at + 1) % LANES;
+        self.turn = TURN;
     }
 
     /// Whether no entry has been given out in this turn.
@@ -429,11 +437,16 @@ impl<T, const AT: usize> Round<T, AT> {
         self.turn == TURN || self.turn == 0
     }
 
+    /// Whether everything that was taken has been given out.
+    fn is_empty(&self) -> bool {
+        self.taken.iter().all(List::is_empty)
+    }
+
     fn has_any<'a>(&self, stack: impl Fn(usize) -> &'a Stack<T, AT>) -> bool
     where
         T: 'a,
     {
-        (0..LANES).any(|at| !self.taken[at].is_empty() || !stack(at).is_empty())
+        !self.is_empty() || (0..LANES).any(|at| !stack(at).is_empty())
     }
 }
 

@@ -1,14 +1,16 @@
 //! What asking for a flow's offload costs a poller, beside the mutex-and-list queue of the 2017 patch, and how soon a
 //! sleeping worker has it: `cargo bench --bench queue`, or with `-- --test` to see that it still can.
 //!
-//! A request is made for a flow that exists already and does not wait yet. Three things are measured, each in rounds in
-//! which the two queues alternate; the median of a round's batches stands for the round, and the ratio is the median of
-//! the rounds' ratios.
+//! A request is made for a flow that exists already and does not wait yet. Three things are measured, the first two in
+//! rounds in which the two queues alternate; the ratio is the median of the rounds' ratios.
 //!
 //! - *worker awake*: pollers make requests in batches while the worker takes them as fast as it can. The time is the
-//!   poller's own processor time, so neither another thread's turn on its core nor waiting for a mutex counts.
+//!   poller's own processor time, so neither another thread's turn on its core counts nor, to the list's advantage,
+//!   that a mutex was waited for. A round's time is the mean of its batches: some of them meet another thread at work
+//!   on the queue and some do not, and both are what it costs. More of them do where there are more cores.
 //! - *worker asleep*: each poller makes one request at a time, when the worker sleeps. The time is that on the wall, as
-//!   is right for something that happens once; rounds in which the worker was still awake are left out.
+//!   is right for something that happens once, and a round's is the median; requests are left out for which the worker
+//!   was still awake.
 //! - *from put to popped*: on the wall, for a worker that has slept for a millisecond.
 
 #[allow(dead_code, reason = "the other benches use the rest of it")]
@@ -66,7 +68,7 @@ fn row(pollers: usize, worker: &str, rounds: usize, mut round: impl FnMut() -> (
     println!("{pollers:<8} {worker:<14} {lanes:>8.1} {list:>11.1} {ratio:>7.1}");
 }
 
-/// Processor time of a request in ns, the median of all pollers' batches.
+/// Processor time of a request in ns, the mean of all pollers' batches.
 fn awake<R: Rival>(pollers: usize, batches: usize) -> f64 {
     let rival = R::new(pollers, BATCH);
     let start = Barrier::new(pollers);
@@ -84,7 +86,7 @@ fn awake<R: Rival>(pollers: usize, batches: usize) -> f64 {
         };
         (0..batches).map(batch).collect()
     });
-    median(times)
+    times.iter().sum::<f64>() / times.len() as f64
 }
 
 /// Time of a request in ns that finds the worker asleep, or woken by another poller that moment; the median.

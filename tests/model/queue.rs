@@ -4,7 +4,7 @@ use std::sync::Arc as StdArc;
 
 use loom::thread;
 use offloadd::offload::queue::{Admission, Consumer, Queue};
-use offloadd::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, Ordering, fence};
+use offloadd::sync::{Arc, AtomicBool, AtomicUsize, Condvar, Mutex, Ordering};
 use offloadd::sys::stack::Node;
 
 use crate::Content;
@@ -254,52 +254,71 @@ fn a_closed_queue_wakes_the_worker_and_keeps_nothing() {
     });
 }
 
-/// What can be left out of a wake-up.
+/// What can be done wrong in a wake-up.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flaw {
     None,
-    NoProducersFence,
-    NoWorkersFence,
-    /// The worker looks at one of the lanes before it announces its sleep, and not afterwards.
-    LooksTooEarly,
-    /// The producer looks whether the worker sleeps before it publishes.
-    PublishesTooLate,
+    /// The worker looks whether a stack is empty, but does not make it expecting.
+    OnlyLooks,
+    /// The worker makes the stacks expecting before it announces its sleep.
+    ExpectsTooEarly,
+    /// The producer looks whether the stack is expecting before it pushes.
+    PushesTooLate,
+    /// The producer only reads whether the worker sleeps.
+    OnlyReads,
+    /// A worker that stays awake takes the announcement of its sleep back by a store.
+    WakesByStore,
 }
 
-/// The wake-up by itself: two lanes, of which a producer uses the second.
-fn a_wake_up(flaw: Flaw) {
-    let lanes = [AtomicBool::new(false), AtomicBool::new(false)];
+/// Heads of a stack.
+const EMPTY: usize = 0;
+const EXPECTING: usize = 1;
+const PUSHED: usize = 2;
+
+/// The wake-up by itself: a producer pushes on the second of two stacks, which starts as that `head`.
+fn a_wake_up(flaw: Flaw, head: usize) {
+    let stacks = [AtomicUsize::new(EMPTY), AtomicUsize::new(head)];
     // Not counted by the checker: it would be while a deadlock unwinds, which the checker does not survive.
-    let shared = StdArc::new((lanes, AtomicBool::new(false), Mutex::new(()), Condvar::new()));
+    let shared = StdArc::new((stacks, AtomicBool::new(false), Mutex::new(()), Condvar::new()));
     let producer = {
         let shared = StdArc::clone(&shared);
         thread::spawn(move || {
-            let (lanes, sleeping, mutex, wake) = &*shared;
-            if flaw != Flaw::PublishesTooLate {
-                lanes[1].store(true, Ordering::Release);
-            }
-            if flaw != Flaw::NoProducersFence {
-                fence(Ordering::SeqCst);
-            }
-            if sleeping.load(Ordering::Relaxed) && sleeping.swap(false, Ordering::AcqRel) {
-                let _guard = mutex.lock().unwrap();
+            let (stacks, sleeping, mutex, wake) = &*shared;
+            let expecting = match flaw {
+                Flaw::PushesTooLate => stacks[1].load(Ordering::Acquire) == EXPECTING,
+                _ => stacks[1].swap(PUSHED, Ordering::AcqRel) == EXPECTING,
+            };
+            let asleep = || match flaw {
+                Flaw::OnlyReads => sleeping.load(Ordering::Acquire),
+                _ => true,
+            };
+            if expecting && asleep() && sleeping.swap(false, Ordering::AcqRel) {
+                drop(mutex.lock().unwrap());
                 wake.notify_one();
             }
-            if flaw == Flaw::PublishesTooLate {
-                lanes[1].store(true, Ordering::Release);
+            if flaw == Flaw::PushesTooLate {
+                stacks[1].swap(PUSHED, Ordering::AcqRel);
             }
         })
     };
-    let (lanes, sleeping, mutex, wake) = &*shared;
-    let early = lanes[1].load(Ordering::Acquire);
-    let mut guard = mutex.lock().unwrap();
+    let (stacks, sleeping, mutex, wake) = &*shared;
+    let expects = |stack: &AtomicUsize| match stack.load(Ordering::Acquire) {
+        EMPTY if flaw == Flaw::OnlyLooks => true,
+        EMPTY => stack.compare_exchange(EMPTY, EXPECTING, Ordering::AcqRel, Ordering::Acquire).is_ok(),
+        head => head == EXPECTING,
+    };
+    let expects_all = || stacks.iter().all(expects);
+    // A sleep that comes to nothing, as if there had been a message, and one that does not.
     sleeping.swap(true, Ordering::AcqRel);
-    if flaw != Flaw::NoWorkersFence {
-        fence(Ordering::SeqCst);
+    match flaw {
+        Flaw::WakesByStore => sleeping.store(false, Ordering::Release),
+        _ => drop(sleeping.swap(false, Ordering::AcqRel)),
     }
-    let second = if flaw == Flaw::LooksTooEarly { early } else { lanes[1].load(Ordering::Acquire) };
-    if !lanes[0].load(Ordering::Acquire) && !second {
-        while sleeping.load(Ordering::Relaxed) {
+    let mut guard = mutex.lock().unwrap();
+    let early = flaw == Flaw::ExpectsTooEarly && expects_all();
+    sleeping.swap(true, Ordering::AcqRel);
+    if early || (flaw != Flaw::ExpectsTooEarly && expects_all()) {
+        while sleeping.load(Ordering::Acquire) {
             guard = wake.wait(guard).unwrap();
         }
     }
@@ -308,9 +327,14 @@ fn a_wake_up(flaw: Flaw) {
 }
 
 #[test]
-fn the_checker_catches_a_wake_up_from_which_anything_is_left_out() {
-    loom::model(|| a_wake_up(Flaw::None));
-    for flaw in [Flaw::NoProducersFence, Flaw::NoWorkersFence, Flaw::LooksTooEarly, Flaw::PublishesTooLate] {
-        assert!(crate::is_caught(move || a_wake_up(flaw)));
+fn the_checker_catches_a_wake_up_in_which_anything_is_done_wrong() {
+    for head in [EMPTY, EXPECTING] {
+        loom::model(move || a_wake_up(Flaw::None, head));
+    }
+    for flaw in [Flaw::OnlyLooks, Flaw::ExpectsTooEarly, Flaw::PushesTooLate] {
+        assert!(crate::is_caught(move || a_wake_up(flaw, EMPTY)));
+    }
+    for flaw in [Flaw::OnlyReads, Flaw::WakesByStore] {
+        assert!(crate::is_caught(move || a_wake_up(flaw, EXPECTING)));
     }
 }
