@@ -4,10 +4,11 @@
 //! A request is made for a flow that exists already and does not wait yet. Three things are measured, the first two in
 //! rounds in which the two queues alternate; the ratio is the median of the rounds' ratios.
 //!
-//! - *worker awake*: pollers make requests in batches while the worker takes them as fast as it can. The time is the
+//! - *worker awake*: pollers make requests in bursts while the worker takes them as fast as it can. The time is the
 //!   poller's own processor time, so neither another thread's turn on its core counts nor, to the list's advantage,
-//!   that a mutex was waited for. A round's time is the mean of its batches: some of them meet another thread at work
-//!   on the queue and some do not, and both are what it costs. More of them do where there are more cores.
+//!   that a mutex was waited for. A round's time is the mean of its bursts: some of them meet another thread at work
+//!   on the queue and some do not, and both are what it costs. Short bursts end before another poller has begun its
+//!   own, where cores are few, and what they touch is still in the cache.
 //! - *worker asleep*: each poller makes one request at a time, when the worker sleeps. The time is that on the wall, as
 //!   is right for something that happens once, and a round's is the median; requests are left out for which the worker
 //!   was still awake.
@@ -27,30 +28,32 @@ use offloadd::sys::stack::Node;
 use rivals::{Idle, Lanes, List, Rival};
 use rustix::time::{ClockId, clock_gettime};
 
-/// Requests in a batch: enough that reading the processor time, some 200 ns, does not matter.
-const BATCH: usize = 1_024;
+/// Requests in a burst: enough that reading the processor time, some 200 ns, does not matter.
+const BURSTS: [usize; 2] = [1_024, 8_192];
 
 /// How much is measured.
 struct Extent {
     rounds: usize,
-    batches: usize,
+    requests: usize,
     sleeps: usize,
     latencies: usize,
 }
 
-const WHOLE: Extent = Extent { rounds: 9, batches: 200, sleeps: 400, latencies: 3_000 };
-const TRIAL: Extent = Extent { rounds: 1, batches: 2, sleeps: 2, latencies: 3 };
+const WHOLE: Extent = Extent { rounds: 9, requests: 262_144, sleeps: 400, latencies: 3_000 };
+const TRIAL: Extent = Extent { rounds: 1, requests: 8_192, sleeps: 2, latencies: 3 };
 
 fn main() {
     let extent = if std::env::args().any(|arg| arg == "--test") { TRIAL } else { WHOLE };
     let cores = thread::available_parallelism().map_or(1, usize::from);
     println!("ns per request, median of {} rounds; {cores} cores\n", extent.rounds);
-    println!("{:<8} {:<14} {:>8} {:>11} {:>7}", "pollers", "worker", "lanes", "2017 list", "ratio");
+    println!("{:<8} {:<22} {:>8} {:>11} {:>7}", "pollers", "worker", "lanes", "2017 list", "ratio");
     // With as many pollers as cores the worker has no core to itself; with more, it would be a bench of the scheduler.
     for pollers in [1, 2, 4].into_iter().filter(|&pollers| pollers <= cores.max(2)) {
-        row(pollers, "awake", extent.rounds, || {
-            (awake::<Lanes>(pollers, extent.batches), awake::<List>(pollers, extent.batches))
-        });
+        for burst in BURSTS {
+            row(pollers, &format!("awake, {burst} at once"), extent.rounds, || {
+                (awake::<Lanes>(pollers, burst, extent.requests), awake::<List>(pollers, burst, extent.requests))
+            });
+        }
         row(pollers, "asleep", extent.rounds, || {
             (asleep::<Lanes>(pollers, extent.sleeps), asleep::<List>(pollers, extent.sleeps))
         });
@@ -65,26 +68,26 @@ fn row(pollers: usize, worker: &str, rounds: usize, mut round: impl FnMut() -> (
     let times: Vec<(f64, f64)> = (0..rounds).map(|_| round()).collect();
     let of = |time: fn(&(f64, f64)) -> f64| median(times.iter().map(time).collect());
     let (lanes, list, ratio) = (of(|time| time.0), of(|time| time.1), of(|time| time.1 / time.0));
-    println!("{pollers:<8} {worker:<14} {lanes:>8.1} {list:>11.1} {ratio:>7.1}");
+    println!("{pollers:<8} {worker:<22} {lanes:>8.1} {list:>11.1} {ratio:>7.1}");
 }
 
-/// Processor time of a request in ns, the mean of all pollers' batches.
-fn awake<R: Rival>(pollers: usize, batches: usize) -> f64 {
-    let rival = R::new(pollers, BATCH);
+/// Processor time of a request in ns, the mean of so many by each poller, `burst` at once.
+fn awake<R: Rival>(pollers: usize, burst: usize, requests: usize) -> f64 {
+    let rival = R::new(pollers, burst);
     let start = Barrier::new(pollers);
     let times = with_worker(&rival, Idle::Looks, pollers, |poller| {
-        let batch = |n: usize| {
+        let one = |n: usize| {
             start.wait();
             let begun = processor_time();
-            (0..BATCH).for_each(|flow| rival.request(poller, flow));
+            (0..burst).for_each(|flow| rival.request(poller, flow));
             let time = processor_time() - begun;
             // The next are requests for the same flows, which must not wait any more.
-            while rival.served() < ((n + 1) * pollers * BATCH) as u64 {
+            while rival.served() < ((n + 1) * pollers * burst) as u64 {
                 thread::yield_now();
             }
-            time.as_nanos() as f64 / BATCH as f64
+            time.as_nanos() as f64 / burst as f64
         };
-        (0..batches).map(batch).collect()
+        (0..requests / burst).map(one).collect()
     });
     times.iter().sum::<f64>() / times.len() as f64
 }
