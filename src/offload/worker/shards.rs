@@ -30,10 +30,11 @@ impl Worker {
     }
 
     fn pass_on(&self, cell: &Arc<OffloadCell>, to: usize) {
+        let lane = cell.poller() as usize;
         if cell.is_dead() {
-            self.crew.lanes[to].delete(cell);
+            self.crew.lanes[to].delete(lane, cell);
         } else {
-            self.crew.lanes[to].put(cell, true);
+            self.crew.lanes[to].put(lane, cell, true);
         }
     }
 
