@@ -23,6 +23,7 @@
 
 use std::fmt;
 use std::hash::BuildHasher;
+use std::sync::atomic::AtomicUsize as AtomicCount;
 use std::sync::{Arc as StdArc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -157,6 +158,34 @@ pub struct Cell {
     heir: OnceLock<StdArc<dyn Heir>>,
     /// Which life of the offload path it belongs to.
     life: u32,
+    _counted: Counted,
+}
+
+/// How many cells there are, whoever holds them.
+///
+/// # Thread-safety
+/// Clones share one count. Cells are made and dropped by any thread.
+#[derive(Clone, Debug, Default)]
+pub struct Census(StdArc<AtomicCount>);
+
+/// A cell in the census, for as long as it lives.
+struct Counted(Census);
+
+impl Census {
+    pub fn cells(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Who gets what the device counted between a flow's death and the moment it forgot the rule.
@@ -189,6 +218,7 @@ impl Cell {
         Node::new(Cell {
             slot,
             ufid,
+            _counted: mailbox.census().enter(),
             hash: hasher.hash_one(matching),
             matching,
             mailbox,
