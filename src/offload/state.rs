@@ -105,6 +105,10 @@ pub struct FlowStats {
 }
 
 impl FlowStats {
+    /// The most packets or bytes that are believed of a device. No flow comes near, and with what a poller counts added it is
+    /// still a number.
+    pub const MOST: u64 = 1 << 62;
+
     /// What came since `earlier`; nothing where a counter went back, as after a device's reset.
     pub fn since(&self, earlier: &FlowStats) -> FlowStats {
         FlowStats {
@@ -381,8 +385,10 @@ impl Cell {
 
     /// The worker's: counts what the device forwarded by itself since the last time.
     pub(super) fn add_device_stats(&self, more: &FlowStats) {
-        let add =
-            |total: &AtomicU64, n: u64| total.store(total.load(Ordering::Relaxed).saturating_add(n), Ordering::Relaxed);
+        let add = |total: &AtomicU64, n: u64| {
+            let sum = total.load(Ordering::Relaxed).saturating_add(n);
+            total.store(sum.min(FlowStats::MOST), Ordering::Relaxed);
+        };
         add(&self.packets, more.packets);
         add(&self.bytes, more.bytes);
         self.used_ns.fetch_max(more.used_ns, Ordering::Relaxed);

@@ -885,6 +885,18 @@ fn what_the_device_counted_is_the_flows_and_the_last_reading_is_not_lost() {
 }
 
 #[test]
+fn counts_that_cannot_be_true_stay_numbers_that_can_be_added_to() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    world.script.lock().unwrap().counts = FlowStats { packets: u64::MAX, bytes: u64::MAX, used_ns: u64::MAX };
+    world.pass(Duration::from_secs(3));
+    let FlowStats { packets, bytes, .. } = cell.device_stats();
+    assert_eq!((packets, bytes), (FlowStats::MOST, FlowStats::MOST));
+    assert!(packets.checked_mul(3).is_some(), "with what was kept of an earlier life, and what a poller counts");
+}
+
+#[test]
 fn one_reading_counts_every_rule_however_many_there_are() {
     let mut world = World::new(|script, _| script.caps.mark_bits = 16);
     let cells: Vec<_> = (1..=3 * BATCH as u32).map(|i| world.adopt(i)).collect();
