@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::{Message, Worker};
+use crate::offload::backend::Generation;
 use crate::offload::crew::{SHARDS, shard_of};
 use crate::offload::state::OffloadCell;
 use crate::offload::table::Rule;
@@ -12,6 +13,8 @@ use crate::sync::Arc;
 pub struct Parcel {
     shard: usize,
     rules: Vec<Rule>,
+    /// The device's generation as the giver knew it: a reset since is news to him, and not for the rules.
+    generation: Option<Generation>,
 }
 
 impl Worker {
@@ -66,16 +69,24 @@ impl Worker {
             }
             let to = self.crew.planned(shard);
             self.shards[shard] = false;
-            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules })));
+            let generation = self.device.generation();
+            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules, generation })));
             self.crew.set_route(shard, to);
         }
     }
 
     /// A shard has come: its rules are ours, and its flows that were here before it are looked at now.
     pub(super) fn adopt(&mut self, parcel: Parcel, now: Instant) {
-        let Parcel { shard, rules } = parcel;
+        let Parcel { shard, rules, generation } = parcel;
         self.shards[shard] = true;
-        for rule in rules {
+        if self.rules.in_device() == 0 && rules.iter().any(|rule| rule.has.is_some()) {
+            self.device.begin_at(generation);
+        }
+        // One of the two has heard of a reset that the other has not. The device knows whether it has these rules, and forgets them
+        // either way.
+        let is_doubtful = self.device.generation() != generation;
+        for mut rule in rules {
+            rule.condemned |= is_doubtful && rule.has.is_some();
             self.count_trouble(&rule, true);
             self.count_in_device(&rule, true);
             if let Some(has) = &rule.has {

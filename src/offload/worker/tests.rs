@@ -37,6 +37,8 @@ struct Script {
     panic_at: Option<&'static str>,
     /// Runs in the midst of the next operation.
     meanwhile: Option<Box<dyn FnOnce() + Send>>,
+    /// Runs before the generation is told the next time.
+    meanwhile_generation: Option<Box<dyn FnOnce() + Send>>,
     next: u64,
 }
 
@@ -138,6 +140,8 @@ impl Backend for Scripted {
     }
 
     fn generation(&mut self) -> Generation {
+        let meanwhile = self.0.lock().unwrap().meanwhile_generation.take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
         Generation(self.0.lock().unwrap().generation)
     }
 
@@ -194,6 +198,7 @@ impl World {
             flush_fails: false,
             panic_at: None,
             meanwhile: None,
+            meanwhile_generation: None,
             next: 0,
         };
         let mut config = OffloadConfig::default();

@@ -185,3 +185,41 @@ fn a_full_device_is_shared_by_those_that_want_it() {
     assert_eq!(rules.iter().sum::<usize>(), 40);
     assert!(rules[1] >= 15, "{rules:?}");
 }
+
+#[test]
+fn rules_that_move_after_a_reset_are_put_again_whoever_heard_of_it_first() {
+    for giver_knows in [true, false] {
+        let mut world = crew_of(2);
+        let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+        world.settle();
+        {
+            let mut script = world.script.lock().unwrap();
+            script.rules.clear();
+            script.generation += 1;
+        }
+        let now = world.now + Duration::from_secs(1);
+        let knows = if giver_knows { &mut world.others[0] } else { &mut world.worker };
+        knows.turn(now);
+        knows.turn(now);
+        world.offload.set_threads(1).unwrap();
+        world.pass(Duration::from_secs(3));
+        assert_eq!(rules_of(&world), [100, 0]);
+        assert_eq!(world.device_actions().len(), 100, "what is believed to be in the device is");
+        drop(cells);
+    }
+}
+
+#[test]
+fn whoever_hires_a_worker_asks_the_device_nothing_since_it_may_hang() {
+    let mut world = crew_of(1);
+    let (asked, asks) = std::sync::mpsc::channel();
+    world.script.lock().unwrap().meanwhile_generation = Some(Box::new(move || asked.send(()).unwrap()));
+    world.offload.set_threads(2).unwrap();
+    assert!(asks.try_recv().is_err());
+    let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    await_that("the two of them put all", || {
+        world.settle();
+        cells.iter().all(|cell| cell.mark().is_some())
+    });
+    assert_eq!(asks.try_recv(), Ok(()), "before the first rule");
+}
