@@ -63,6 +63,7 @@ impl Worker {
             self.count_in_device(&rule, false);
             parcels[shard_of(rule.hash)].push(rule);
         }
+        self.detach_all();
         for (shard, rules) in parcels.into_iter().enumerate() {
             if !goes(self, shard) {
                 continue;

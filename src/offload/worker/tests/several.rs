@@ -210,6 +210,24 @@ fn rules_that_move_after_a_reset_are_put_again_whoever_heard_of_it_first() {
 }
 
 #[test]
+fn a_port_that_was_removed_is_let_go_by_a_worker_that_gives_its_last_rules_away() {
+    let mut world = crew_of(2);
+    world.offload.set_threads(1).unwrap();
+    let (stay, go): (Vec<_>, Vec<_>) =
+        (0..50).map(|i| world.adopt(i)).partition(|cell| crate::offload::crew::shard_of(cell.hash()) % 2 == 0);
+    stay.iter().for_each(|cell| world.agent.release(world.now, cell));
+    world.settle();
+    world.script.lock().unwrap().delete_failures = u32::MAX;
+    world.offload.port_removed(PortNo(1));
+    world.settle();
+    assert_eq!(rules_of(&world), [go.len(), 0], "the device does not let go of them");
+    world.offload.set_threads(2).unwrap();
+    world.settle();
+    assert_eq!(rules_of(&world), [0, go.len()]);
+    assert_eq!(world.offload.snapshot().ports, []);
+}
+
+#[test]
 fn whoever_hires_a_worker_asks_the_device_nothing_since_it_may_hang() {
     let mut world = crew_of(1);
     let (asked, asks) = std::sync::mpsc::channel();
