@@ -4,6 +4,8 @@
 mod appctl;
 /// Frames of every kind the switch must carry, made from a seed.
 mod capture;
+/// Everything at once, at random, and what must hold when it is over.
+mod churn;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
 /// The manual pages, held against the program.

@@ -247,7 +247,9 @@ impl Flows {
     pub fn keep_device_counts(&mut self, index: u32) {
         let all = self.stats(index);
         let hot = self.hot_mut(index);
-        (hot.packets, hot.bytes, hot.used_ns) = (all.packets, all.bytes, all.used_ns);
+        hot.packets = all.packets.min(FlowStats::MOST);
+        hot.bytes = all.bytes.min(FlowStats::MOST);
+        hot.used_ns = all.used_ns;
         if let Some(flow) = self.get_mut(index) {
             flow.cleared = FlowStats::default();
         }

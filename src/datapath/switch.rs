@@ -572,8 +572,8 @@ async fn views(crew: &Crew, message: impl Fn(oneshot::Sender<Option<FlowView>>) 
 /// One flow of several pollers: their counts together.
 fn sum(views: impl Iterator<Item = FlowView>) -> Option<FlowView> {
     views.reduce(|mut sum, view| {
-        sum.stats.packets += view.stats.packets;
-        sum.stats.bytes += view.stats.bytes;
+        sum.stats.packets = sum.stats.packets.saturating_add(view.stats.packets);
+        sum.stats.bytes = sum.stats.bytes.saturating_add(view.stats.bytes);
         sum.stats.used_ns = sum.stats.used_ns.max(view.stats.used_ns);
         sum.tcp_flags |= view.tcp_flags;
         sum.mark = sum.mark.or(view.mark);

@@ -210,12 +210,15 @@ impl FlowTable {
     }
 
     /// Asks for a flow that was not worth offloading, or while offload was switched off, if it is by now.
-    pub fn consider(&self, now: Instant, index: u32) {
+    pub fn consider(&mut self, now: Instant, index: u32) {
         let Some(agent) = &self.agent else { return };
         let Some(flow) = self.flows.get(index) else { return };
         let Some(cell) = &flow.cell else { return };
         if let Standing::Refused(Reason::Policy | Reason::Disabled) = cell.standing() {
             agent.consider(now, cell, &self.record(now, index, flow));
+            if is_turned_away(cell) {
+                self.turn_away(self.flows.reference(index));
+            }
         }
     }
 
@@ -404,6 +407,7 @@ fn tell_apart(other: &Match, key: &Key, mask: &mut Mask) -> bool {
 mod tests {
     use super::*;
     use crate::flow::{Action, Field, PortNo};
+    use crate::offload::{Offload, OffloadConfig, Wanted, backend};
 
     fn table() -> FlowTable {
         FlowTable::new(Seeds::random(), Namer::random(), None)
@@ -452,6 +456,31 @@ mod tests {
             key.set(Field::TpDst, 80u32);
             assert!(!table.separate(&key, &mut mask), "a packet of a hand-made flow is not decided");
         }
+    }
+
+    #[test]
+    fn flows_that_are_worth_it_by_now_and_find_the_queue_full_ask_again() {
+        let now = Instant::now();
+        let device = backend::open(&"sim".parse().unwrap(), now).unwrap();
+        let config = OffloadConfig { queue_limit: 1, ..OffloadConfig::default() };
+        let (offload, mut worker) = Offload::assemble(device, now, &config);
+        let agent = offload.agent(0, Box::new(|| {}));
+        let mut table = FlowTable::new(Seeds::random(), Namer::random(), agent);
+        offload.set(&Wanted { min_packets: 1, ..Wanted::default() });
+        let flows: Vec<FlowRef> =
+            (0..5).map(|i| add(&mut table, matching(&[(Field::InPort, 1), (Field::TpDst, i)]), Maker::Hand)).collect();
+        offload.set(&Wanted::default());
+        flows.iter().for_each(|flow| table.consider(now, flow.index));
+        let standings = |table: &FlowTable, standing| {
+            let flows = flows.iter().filter_map(|flow| table.flows.get(flow.index));
+            flows.filter(|flow| table.standing(flow) == Some(standing)).count()
+        };
+        assert_eq!(standings(&table, Standing::Refused(Reason::QueueFull)), 4);
+        for _ in &flows {
+            worker.turn(now);
+            table.chores(now);
+        }
+        assert_eq!(standings(&table, Standing::Refused(Reason::Port)), 5, "the worker has heard of all of them");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::crew::Crew;
 use super::queue::Admission;
 use super::settings::Record;
-use super::state::{Cell, FlowSlot, Level, OffloadCell, Standing, Wants, since};
+use super::state::{Cell, Census, FlowSlot, Level, OffloadCell, Standing, Wants, since};
 use super::trouble::{Reason, Trouble};
 use crate::flow::{Actions, Match, Ufid};
 use crate::sync::{Arc, AtomicBool, Ordering, fence};
@@ -212,12 +212,19 @@ pub struct Mailbox {
     ring: Box<dyn Fn() + Send + Sync>,
     /// Flows of the poller that no worker knows, by why not. The poller writes.
     refused: [Counter; Reason::ALL.len()],
+    /// Where the poller's cells are counted.
+    census: Census,
 }
 
 impl Mailbox {
     /// `ring` wakes poller number `poller` should it sleep. It is called on a worker's thread.
-    pub fn new(poller: u32, ring: Box<dyn Fn() + Send + Sync>) -> Mailbox {
-        Mailbox { poller, cells: Stack::default(), closed: AtomicBool::new(false), ring, refused: Default::default() }
+    pub fn new(poller: u32, ring: Box<dyn Fn() + Send + Sync>, census: Census) -> Mailbox {
+        let (cells, closed) = (Stack::default(), AtomicBool::new(false));
+        Mailbox { poller, cells, closed, ring, refused: Default::default(), census }
+    }
+
+    pub(super) fn census(&self) -> &Census {
+        &self.census
     }
 
     pub fn poller(&self) -> u32 {

@@ -53,7 +53,7 @@ use crate::sync::Arc;
 pub use agent::Agent;
 pub use report::{MarkPage, MarkRow, Snapshot};
 pub use settings::{Record, Settings, Wanted};
-pub use state::{FlowSlot, FlowStats, Heir, Level, OffloadCell, Standing};
+pub use state::{Census, FlowSlot, FlowStats, Heir, Level, OffloadCell, Standing};
 pub use trouble::{Kind, Reason, Trouble};
 
 use agent::Mailbox;
@@ -125,6 +125,7 @@ pub struct Offload {
     start: Instant,
     settings: StdArc<Settings>,
     config: OffloadConfig,
+    census: Census,
     /// `None`: there is no device.
     path: Option<Path>,
 }
@@ -180,7 +181,7 @@ impl Offload {
     pub fn none() -> Offload {
         let config = OffloadConfig::default();
         let settings = StdArc::new(Settings::new(&config.wanted));
-        Offload { start: Instant::now(), settings, config, path: None }
+        Offload { start: Instant::now(), settings, config, census: Census::default(), path: None }
     }
 
     /// The path and its first worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
@@ -217,13 +218,13 @@ impl Offload {
             stopped: false,
         };
         let path = Path { device, caps, staff: StdMutex::new(staff) };
-        Offload { start, settings, config: config.clone(), path: Some(path) }
+        Offload { start, settings, config: config.clone(), census: Census::default(), path: Some(path) }
     }
 
     /// A poller's end. `ring_doorbell` wakes poller number `poller` should it sleep; workers call it after they left
     /// something for it, and when it should look at its receive queues. `None` without a device.
     pub fn agent(&self, poller: u32, ring_doorbell: Box<dyn Fn() + Send + Sync>) -> Option<Agent> {
-        let mailbox = Arc::new(Mailbox::new(poller, ring_doorbell));
+        let mailbox = Arc::new(Mailbox::new(poller, ring_doorbell, self.census.clone()));
         let mut staff = self.path.as_ref()?.staff();
         staff.mailboxes.retain(|mailbox| !mailbox.is_closed());
         staff.mailboxes.push(Arc::clone(&mailbox));
@@ -399,6 +400,12 @@ impl Offload {
             pages.push(answer.await?);
         }
         Ok(MarkPage::merge(pages, limit))
+    }
+
+    /// Cells that somebody still holds: those of the flows there are, of dead ones that the workers have not seen to yet, and of
+    /// flows that wait for a new agent after a resumption.
+    pub fn cells(&self) -> usize {
+        self.census.cells()
     }
 
     /// The queues' counts, together.

@@ -23,6 +23,7 @@
 
 use std::fmt;
 use std::hash::BuildHasher;
+use std::sync::atomic::AtomicUsize as AtomicCount;
 use std::sync::{Arc as StdArc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -105,6 +106,10 @@ pub struct FlowStats {
 }
 
 impl FlowStats {
+    /// The most packets or bytes that are believed of a device. No flow comes near, and with what a poller counts added it is
+    /// still a number.
+    pub const MOST: u64 = 1 << 62;
+
     /// What came since `earlier`; nothing where a counter went back, as after a device's reset.
     pub fn since(&self, earlier: &FlowStats) -> FlowStats {
         FlowStats {
@@ -158,6 +163,34 @@ pub struct Cell {
     heir: OnceLock<StdArc<dyn Heir>>,
     /// Which life of the offload path it belongs to.
     life: u32,
+    _counted: Counted,
+}
+
+/// How many cells there are, whoever holds them.
+///
+/// # Thread-safety
+/// Clones share one count. Cells are made and dropped by any thread.
+#[derive(Clone, Debug, Default)]
+pub struct Census(StdArc<AtomicCount>);
+
+/// A cell in the census, for as long as it lives.
+struct Counted(Census);
+
+impl Census {
+    pub fn cells(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn enter(&self) -> Counted {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Counted(self.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Who gets what the device counted between a flow's death and the moment it forgot the rule.
@@ -190,6 +223,7 @@ impl Cell {
         Node::new(Cell {
             slot,
             ufid,
+            _counted: mailbox.census().enter(),
             hash: hasher.hash_one(matching),
             matching,
             mailbox,
@@ -352,8 +386,10 @@ impl Cell {
 
     /// The worker's: counts what the device forwarded by itself since the last time.
     pub(super) fn add_device_stats(&self, more: &FlowStats) {
-        let add =
-            |total: &AtomicU64, n: u64| total.store(total.load(Ordering::Relaxed).saturating_add(n), Ordering::Relaxed);
+        let add = |total: &AtomicU64, n: u64| {
+            let sum = total.load(Ordering::Relaxed).saturating_add(n);
+            total.store(sum.min(FlowStats::MOST), Ordering::Relaxed);
+        };
         add(&self.packets, more.packets);
         add(&self.bytes, more.bytes);
         self.used_ns.fetch_max(more.used_ns, Ordering::Relaxed);

@@ -16,6 +16,7 @@ use super::{
     OpenError, PortCounts, PutError, StatsError,
 };
 use crate::flow::PortNo;
+use crate::offload::mark::Mark;
 use crate::offload::state::FlowStats;
 use crate::port::{PortInfo, RxQueue, TxQueue};
 
@@ -130,6 +131,10 @@ impl Device for Chaos {
 
     fn forgotten(&self) -> Option<u64> {
         self.device.forgotten()
+    }
+
+    fn marks(&self) -> Option<Vec<Mark>> {
+        self.device.marks()
     }
 
     fn faults(&self) -> Option<&Faults> {

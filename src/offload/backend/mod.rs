@@ -92,6 +92,12 @@ pub trait Device: Send + Sync {
         None
     }
 
+    /// The marks of the rules in its table, in no order, for whoever compares it with what is believed to be there; `None`
+    /// where it cannot tell.
+    fn marks(&self) -> Option<Vec<Mark>> {
+        None
+    }
+
     /// What can be made to go wrong at run time; `None` for devices that only go wrong by themselves.
     fn faults(&self) -> Option<&Faults> {
         None

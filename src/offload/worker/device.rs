@@ -12,17 +12,16 @@ use crate::offload::state::FlowStats;
 /// A channel with its time measured, its operations counted, its panics caught, and its watch kept.
 pub(super) struct Device {
     backend: Box<dyn Backend>,
-    generation: Generation,
+    /// The last that was seen; `None` before the first rule.
+    generation: Option<Generation>,
     crew: Arc<Crew>,
     id: usize,
 }
 
 impl Device {
     pub(super) fn new(id: usize, crew: Arc<Crew>) -> Device {
-        let backend = crew.device.channel();
-        let mut device = Device { backend, generation: Generation::default(), crew, id };
-        device.generation = device.call(|backend| backend.generation()).unwrap_or_default();
-        device
+        // Nothing is asked yet: whoever hires a worker does not wait for the device.
+        Device { backend: crew.device.channel(), generation: None, crew, id }
     }
 
     /// Calls the backend unless the device is off. Its state after a panic is nobody's guess, so it is never called again
@@ -92,11 +91,22 @@ impl Device {
         (matches!(result, Ok(Ok(()))) && all.len() == handles.len()).then_some(all)
     }
 
+    /// Whether it has forgotten every rule since it was last asked. The first time is before the first rule.
     pub(super) fn was_reset(&mut self) -> bool {
         match self.call(|backend| backend.generation()) {
-            Ok(now) => std::mem::replace(&mut self.generation, now) != now,
+            Ok(now) => self.generation.replace(now).is_some_and(|before| before != now),
             Err(_) => false,
         }
+    }
+
+    /// The device's generation when it was last asked for.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.generation
+    }
+
+    /// Rules come that were in the device at `generation`, to a worker that has none itself.
+    pub(super) fn begin_at(&mut self, generation: Option<Generation>) {
+        self.generation = generation;
     }
 
     pub(super) fn flush(&mut self, handles: &[Handle]) -> bool {

@@ -139,6 +139,11 @@ impl Worker {
         }
     }
 
+    /// The same of every port, when rules have gone to another worker.
+    pub(super) fn detach_all(&mut self) {
+        self.ports.retain(|_, attached| !attached.leaving || attached.rules > 0);
+    }
+
     pub(super) fn end_flushes(&mut self) {
         // Rules of shards that are on their way here may be older than the flush, too.
         if self.awaits_shards() || self.flushes.iter().all(|flush| flush.left > 0) {

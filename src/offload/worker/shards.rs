@@ -1,6 +1,7 @@
 //! Shards that come and go when the number of workers changes.
 
 use super::{Message, Worker};
+use crate::offload::backend::Generation;
 use crate::offload::crew::{SHARDS, shard_of};
 use crate::offload::state::OffloadCell;
 use crate::offload::table::Rule;
@@ -10,6 +11,8 @@ use crate::sync::Arc;
 pub struct Parcel {
     shard: usize,
     rules: Vec<Rule>,
+    /// The device's generation as the giver knew it: a reset since is news to him, and not for the rules.
+    generation: Option<Generation>,
 }
 
 impl Worker {
@@ -65,22 +68,31 @@ impl Worker {
             self.count_in_device(&rule, false);
             parcels[shard_of(rule.hash)].push(rule);
         }
+        self.detach_all();
         for (shard, rules) in parcels.into_iter().enumerate() {
             if !goes(self, shard) {
                 continue;
             }
             let to = self.crew.planned(shard);
             self.shards[shard] = false;
-            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules })));
+            let generation = self.device.generation();
+            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules, generation })));
             self.crew.set_route(shard, to);
         }
     }
 
     /// A shard has come: its rules are ours, and its flows that were here before it are looked at now.
     pub(super) fn adopt(&mut self, parcel: Parcel) {
-        let Parcel { shard, rules } = parcel;
+        let Parcel { shard, rules, generation } = parcel;
         self.shards[shard] = true;
-        for rule in rules {
+        if self.rules.in_device() == 0 && rules.iter().any(|rule| rule.has.is_some()) {
+            self.device.begin_at(generation);
+        }
+        // One of the two has heard of a reset that the other has not. The device knows whether it has these rules, and forgets them
+        // either way.
+        let is_doubtful = self.device.generation() != generation;
+        for mut rule in rules {
+            rule.condemned |= is_doubtful && rule.has.is_some();
             self.count_trouble(&rule, true);
             self.count_in_device(&rule, true);
             if let Some(has) = &rule.has {

@@ -37,6 +37,8 @@ struct Script {
     panic_at: Option<&'static str>,
     /// Runs in the midst of the next operation.
     meanwhile: Option<Box<dyn FnOnce() + Send>>,
+    /// Runs before the generation is told the next time.
+    meanwhile_generation: Option<Box<dyn FnOnce() + Send>>,
     next: u64,
 }
 
@@ -138,6 +140,8 @@ impl Backend for Scripted {
     }
 
     fn generation(&mut self) -> Generation {
+        let meanwhile = self.0.lock().unwrap().meanwhile_generation.take();
+        meanwhile.into_iter().for_each(|meanwhile| meanwhile());
         Generation(self.0.lock().unwrap().generation)
     }
 
@@ -194,6 +198,7 @@ impl World {
             flush_fails: false,
             panic_at: None,
             meanwhile: None,
+            meanwhile_generation: None,
             next: 0,
         };
         let mut config = OffloadConfig::default();
@@ -882,6 +887,18 @@ fn what_the_device_counted_is_the_flows_and_the_last_reading_is_not_lost() {
     world.agent.release(world.now, &cell);
     world.settle();
     assert_eq!(cell.device_stats(), counts(13, 1_300, 7));
+}
+
+#[test]
+fn counts_that_cannot_be_true_stay_numbers_that_can_be_added_to() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    world.script.lock().unwrap().counts = FlowStats { packets: u64::MAX, bytes: u64::MAX, used_ns: u64::MAX };
+    world.pass(Duration::from_secs(3));
+    let FlowStats { packets, bytes, .. } = cell.device_stats();
+    assert_eq!((packets, bytes), (FlowStats::MOST, FlowStats::MOST));
+    assert!(packets.checked_mul(3).is_some(), "with what was kept of an earlier life, and what a poller counts");
 }
 
 #[test]

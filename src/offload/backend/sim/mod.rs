@@ -23,6 +23,7 @@ use super::{
     PutError, StatsError, Unsupported,
 };
 use crate::flow::PortNo;
+use crate::offload::mark::Mark;
 use crate::offload::state::{FlowStats, Level};
 use crate::port::{PortInfo, RxQueue, TxQueue};
 use egress::Wires;
@@ -110,6 +111,10 @@ impl Device for Sim {
 
     fn forgotten(&self) -> Option<u64> {
         Some(self.nic.look().table.forgotten())
+    }
+
+    fn marks(&self) -> Option<Vec<Mark>> {
+        Some(self.nic.look().table.marks().collect())
     }
 }
 

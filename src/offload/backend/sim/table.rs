@@ -120,6 +120,11 @@ impl Table {
         self.slots.len() - self.free.len()
     }
 
+    /// The mark of each rule.
+    pub fn marks(&self) -> impl Iterator<Item = Mark> {
+        self.slots.iter().filter_map(|slot| Some(slot.rule.as_ref()?.mark))
+    }
+
     /// Whether some rule handles packets wholly.
     pub fn handles_any(&self) -> bool {
         self.full > 0

@@ -185,3 +185,59 @@ fn a_full_device_is_shared_by_those_that_want_it() {
     assert_eq!(rules.iter().sum::<usize>(), 40);
     assert!(rules[1] >= 15, "{rules:?}");
 }
+
+#[test]
+fn rules_that_move_after_a_reset_are_put_again_whoever_heard_of_it_first() {
+    for giver_knows in [true, false] {
+        let mut world = crew_of(2);
+        let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+        world.settle();
+        {
+            let mut script = world.script.lock().unwrap();
+            script.rules.clear();
+            script.generation += 1;
+        }
+        let now = world.now + Duration::from_secs(1);
+        let knows = if giver_knows { &mut world.others[0] } else { &mut world.worker };
+        knows.turn(now);
+        knows.turn(now);
+        world.offload.set_threads(1).unwrap();
+        world.pass(Duration::from_secs(3));
+        assert_eq!(rules_of(&world), [100, 0]);
+        assert_eq!(world.device_actions().len(), 100, "what is believed to be in the device is");
+        drop(cells);
+    }
+}
+
+#[test]
+fn a_port_that_was_removed_is_let_go_by_a_worker_that_gives_its_last_rules_away() {
+    let mut world = crew_of(2);
+    world.offload.set_threads(1).unwrap();
+    let (stay, go): (Vec<_>, Vec<_>) =
+        (0..50).map(|i| world.adopt(i)).partition(|cell| crate::offload::crew::shard_of(cell.hash()) % 2 == 0);
+    stay.iter().for_each(|cell| world.agent.release(world.now, cell));
+    world.settle();
+    world.script.lock().unwrap().delete_failures = u32::MAX;
+    world.offload.port_removed(PortNo(1));
+    world.settle();
+    assert_eq!(rules_of(&world), [go.len(), 0], "the device does not let go of them");
+    world.offload.set_threads(2).unwrap();
+    world.settle();
+    assert_eq!(rules_of(&world), [0, go.len()]);
+    assert_eq!(world.offload.snapshot().ports, []);
+}
+
+#[test]
+fn whoever_hires_a_worker_asks_the_device_nothing_since_it_may_hang() {
+    let mut world = crew_of(1);
+    let (asked, asks) = std::sync::mpsc::channel();
+    world.script.lock().unwrap().meanwhile_generation = Some(Box::new(move || asked.send(()).unwrap()));
+    world.offload.set_threads(2).unwrap();
+    assert!(asks.try_recv().is_err());
+    let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    await_that("the two of them put all", || {
+        world.settle();
+        cells.iter().all(|cell| cell.mark().is_some())
+    });
+    assert_eq!(asks.try_recv(), Ok(()), "before the first rule");
+}
