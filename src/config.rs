@@ -99,6 +99,7 @@ struct RawOffload {
     enabled: Option<bool>,
     threads: Option<usize>,
     queue_limit: Option<usize>,
+    queue_bytes: Option<usize>,
     min_packets: Option<usize>,
     min_age: Option<String>,
     min_rate: Option<usize>,
@@ -132,6 +133,7 @@ pub struct Config {
     /// Workers that talk to the device.
     pub offload_threads: usize,
     pub queue_limit: usize,
+    pub queue_bytes: usize,
     /// How long an operation may take before the device is held to hang.
     pub offload_patience: Duration,
     pub offload: Wanted,
@@ -240,6 +242,8 @@ impl Config {
             device: (device != "none").then_some(device),
             // Some tens of milliseconds of a fast device's work.
             queue_limit: in_range("offload.queue-limit", offload.queue_limit, 65_536, 1, MAX_FLOW_LIMIT)?,
+            // Four times what so many flows take, so that the number is the bound unless somebody wants another.
+            queue_bytes: in_range("offload.queue-bytes", offload.queue_bytes, 256 << 20, 65_536, 32 << 30)?,
             // One keeps up with all but the fastest devices.
             offload_threads: in_range("offload.threads", offload.threads, 1, 1, WORKERS)?,
             // A thousand times what the slowest of healthy devices take.
@@ -375,6 +379,7 @@ mod tests {
             "enabled",
             "threads",
             "queue-limit",
+            "queue-bytes",
             "min-packets",
             "min-age",
             "min-rate",

@@ -135,6 +135,7 @@ impl Daemon {
                 let offload = OffloadConfig {
                     threads: config.offload_threads,
                     queue_limit: config.queue_limit,
+                    queue_bytes: config.queue_bytes,
                     patience: config.offload_patience,
                     wanted: config.offload,
                     ..OffloadConfig::default()
@@ -407,6 +408,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("slowpath.mac-limit", old.mac_limit != new.mac_limit),
         ("offload.device", old.device != new.device),
         ("offload.queue-limit", old.queue_limit != new.queue_limit),
+        ("offload.queue-bytes", old.queue_bytes != new.queue_bytes),
         ("offload.patience", old.offload_patience != new.offload_patience),
     ];
     differs.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()

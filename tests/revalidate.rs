@@ -52,14 +52,14 @@ fn a_changed_rule_changes_its_megaflow_in_place_for_the_next_packet() {
     receive(&world, "p1", 1, 2);
     world.wait_until("the device has found a packet", || world.perf("mark_hits") == 1);
 
-    let asked = world.offload("/latency/count");
+    let asked = world.offload("/latency/all/count");
     world.ctl(["rule/add", "priority=10,in_port=1,ip,actions=mod_dl_dst:02:00:00:00:00:09,output:3"]);
     // From the answer on the new rule holds, also for what the device marks.
     receive(&world, "p1", 1, 2);
     world.wait_until("the packet leaves", || sent(&world, "p2") + sent(&world, "p3") == 3);
     assert_eq!(sent(&world, "p3"), 1);
     // The worker was asked; to a device that only marks, there was nothing to say.
-    world.wait_until("the worker has looked", || world.offload("/latency/count") == asked + 1);
+    world.wait_until("the worker has looked", || world.offload("/latency/all/count") == asked + 1);
     let flow = world.flow("in_port(1)").unwrap();
     assert_eq!((flow["ufid"].as_str().unwrap(), &flow["mark"]), (ufid.as_str(), &mark), "the same flow, changed");
     assert_eq!((world.offload("/operations/put/done"), world.offload("/operations/delete/done")), (1, 0));

@@ -81,8 +81,7 @@ impl Agent {
 
     /// Whether a flow that was turned away because the queue was full would be let in now. A few loads.
     pub fn has_room(&self, cell: &OffloadCell) -> bool {
-        let counts = self.crew.queue_for(cell.hash()).counts();
-        counts.depth < counts.limit
+        self.crew.queue_for(cell.hash()).has_room(self.lane())
     }
 
     /// The flow is dead. Never refused. The caller has unbound the flow's mark, or does so before it receives again. What the
@@ -92,7 +91,7 @@ impl Agent {
         self.uncount(cell);
         if cell.is_admitted() && self.is_mine(cell) {
             cell.request(since(self.crew.start, now));
-            self.crew.queue_for(cell.hash()).delete(cell);
+            self.crew.queue_for(cell.hash()).delete(self.lane(), cell);
         } else {
             // No worker has ever heard of it, or none that is still there.
             cell.set_outcome(Standing::Gone);
@@ -141,6 +140,11 @@ impl Agent {
         }
     }
 
+    /// The poller's own lane in every worker's queue.
+    fn lane(&self) -> usize {
+        self.mailbox.poller() as usize
+    }
+
     fn ask(&self, now: Instant, cell: &Arc<OffloadCell>) {
         if !self.is_mine(cell) {
             return;
@@ -163,7 +167,7 @@ impl Agent {
             cell.set_trouble(None);
         }
         cell.request(since(self.crew.start, now));
-        match self.crew.queue_for(cell.hash()).put(cell, admitted) {
+        match self.crew.queue_for(cell.hash()).put(self.lane(), cell, admitted) {
             Admission::Queued | Admission::Coalesced => cell.admit(),
             Admission::Full => self.refuse(now, cell, Reason::QueueFull, "the put lane is full"),
         }

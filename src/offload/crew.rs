@@ -108,7 +108,7 @@ impl Crew {
             start,
             settings,
             hasher: MatchHasher::default(),
-            lanes: (0..WORKERS).map(|_| Arc::new(Queue::new(config.queue_limit))).collect(),
+            lanes: (0..WORKERS).map(|_| Arc::new(Queue::new(config.queue_limit, config.queue_bytes))).collect(),
             posts: (0..WORKERS).map(|_| CachePadded::default()).collect(),
             routes: (0..SHARDS).map(|shard| AtomicU8::new(dealt(shard))).collect(),
             plan: (0..SHARDS).map(|shard| PlanEntry::new(dealt(shard))).collect(),
@@ -191,7 +191,7 @@ impl Crew {
         self.freed.fetch_add(1, Ordering::Relaxed);
         for (id, post) in self.posts.iter().enumerate() {
             if id != by && post.waiting.load(Ordering::Relaxed) > 0 {
-                self.lanes[id].ask(Message::Look);
+                self.lanes[id].poke();
             }
         }
     }

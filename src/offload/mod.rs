@@ -73,8 +73,10 @@ use worker::{Gathering, Message, Worker};
 pub struct OffloadConfig {
     /// Workers, 1 to 16.
     pub threads: usize,
-    /// New flows that may wait to be put, for each worker.
+    /// New flows that may wait to be put, for each worker…
     pub queue_limit: usize,
+    /// …and the memory that they may take while they do, in bytes.
+    pub queue_bytes: usize,
     /// Width of the marks used, 8 to 32; never more than the device stamps.
     pub mark_bits: u8,
     /// How often the device's counts are read, and rates measured.
@@ -92,6 +94,7 @@ impl Default for OffloadConfig {
         OffloadConfig {
             threads: 1,
             queue_limit: 65_536,
+            queue_bytes: 256 << 20,
             mark_bits: 32,
             stats_interval: Duration::from_secs(1),
             patience: Duration::from_secs(5),

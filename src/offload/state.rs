@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use super::agent::Mailbox;
 use super::mark::Mark;
+use super::queue::Weigh;
 use super::trouble::{Reason, Trouble};
 use crate::flow::{Actions, Match, Ufid};
 use crate::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -373,6 +374,13 @@ impl Cell {
         if hit && !self.is_confirmed() {
             self.confirmed.store(true, Ordering::Relaxed);
         }
+    }
+}
+
+impl Weigh for Cell {
+    /// The cell and its wants, without what long lists of actions keep elsewhere.
+    fn weigh(&self) -> usize {
+        size_of::<OffloadCell>() + size_of::<Wants>()
     }
 }
 

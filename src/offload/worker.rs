@@ -320,7 +320,7 @@ impl Worker {
         (if puts { self.consumer.has_work() } else { self.consumer.is_urgent() })
             || !self.todo.is_empty()
             || (puts && !self.delayed.is_empty())
-            || ((self.room > 0 || self.room_known != self.crew.room_so_far()) && !self.waiting.is_empty())
+            || (puts && (self.room > 0 || self.room_known != self.crew.room_so_far()) && !self.waiting.is_empty())
             || !self.evictions.is_empty()
             || self.stats_at.is_some()
             || self.next_due().is_some_and(|due| due <= now)

@@ -21,12 +21,16 @@
 use std::ops::Deref;
 use std::ptr;
 
-use crate::sync::{Arc, AtomicBool, AtomicPtr, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 /// Links in a node: how many stacks it can stand in at once.
 pub const LINKS: usize = 3;
 
 /// A value that can stand in stacks.
+///
+/// The links come first: in an `Arc` they then share a cache line with the count of references, mostly, and a push
+/// touches one line of the node instead of two.
+#[repr(C)]
 pub struct Node<T> {
     links: [Link<T>; LINKS],
     value: T,
@@ -35,12 +39,18 @@ pub struct Node<T> {
 struct Link<T> {
     /// The node below. Belongs to whoever holds the claim.
     next: AtomicPtr<Node<T>>,
+    /// What the node carries to the receiver. Belongs to whoever holds the claim.
+    weight: AtomicU32,
     claimed: AtomicBool,
 }
 
 impl<T> Node<T> {
     pub fn new(value: T) -> Node<T> {
-        let link = || Link { next: AtomicPtr::new(ptr::null_mut()), claimed: AtomicBool::new(false) };
+        let link = || Link {
+            next: AtomicPtr::new(ptr::null_mut()),
+            weight: AtomicU32::new(0),
+            claimed: AtomicBool::new(false),
+        };
         Node { links: [link(), link(), link()], value }
     }
 
@@ -86,6 +96,16 @@ pub struct Claimed<T, const AT: usize> {
     node: Option<Arc<Node<T>>>,
 }
 
+impl<T, const AT: usize> Claimed<T, AT> {
+    /// Writes a weight on the link, which comes out with the node whatever becomes of its content meanwhile.
+    pub fn weighing(self, weight: u32) -> Claimed<T, AT> {
+        if let Some(node) = &self.node {
+            node.link::<AT>().weight.store(weight, Ordering::Relaxed);
+        }
+        self
+    }
+}
+
 impl<T, const AT: usize> Drop for Claimed<T, AT> {
     fn drop(&mut self) {
         if let Some(node) = &self.node {
@@ -100,7 +120,7 @@ impl<T, const AT: usize> Drop for Claimed<T, AT> {
 /// Any thread may push, any may take. Neither waits: a push repeats its compare-and-swap only when another push or
 /// take succeeded meanwhile.
 pub struct Stack<T, const AT: usize> {
-    /// The newest node, or null. Owns one reference to each node below and including it.
+    /// The newest node; or null; or [`expected`]. Owns one reference to each node below and including it.
     head: AtomicPtr<Node<T>>,
 }
 
@@ -119,20 +139,45 @@ impl<T, const AT: usize> Default for Stack<T, AT> {
 
 impl<T, const AT: usize> Stack<T, AT> {
     /// Puts a node on top. `true` when the stack was empty.
-    pub fn push(&self, mut claimed: Claimed<T, AT>) -> bool {
-        let Some(node) = claimed.node.take() else { return false };
+    pub fn push(&self, claimed: Claimed<T, AT>) -> bool {
+        is_no_node(self.exchange(claimed))
+    }
+
+    /// Puts a node on top. `true` when the taker asked to be told, with [`Stack::expect`].
+    #[inline]
+    pub fn push_and_tell(&self, claimed: Claimed<T, AT>) -> bool {
+        self.exchange(claimed) == expected()
+    }
+
+    /// Asks whoever pushes next on the empty stack to tell the taker. `false` when there is something to take. For a
+    /// stack that one thread takes from: the next take that finds something forgets that it was asked.
+    pub fn expect(&self) -> bool {
+        let head = self.head.load(Ordering::Acquire);
+        // An exchange, so that no push goes unseen that does not see this.
+        let marked =
+            head.is_null() && self.head.compare_exchange(head, expected(), Ordering::AcqRel, Ordering::Acquire).is_ok();
+        marked || head == expected()
+    }
+
+    /// Puts a node on top and returns what was there.
+    #[inline]
+    fn exchange(&self, mut claimed: Claimed<T, AT>) -> *mut Node<T> {
+        // A claim is pushed once, as it is moved in here, so it has its node.
+        let Some(node) = claimed.node.take() else { return ptr::null_mut() };
         let raw = Arc::into_raw(node).cast_mut();
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
+            let below = if is_no_node(head) { ptr::null_mut() } else { head };
             // SAFETY: `raw` came from `Arc::into_raw` above and its reference is still ours: nobody else can reach it
             // through the stack before the exchange below succeeds, so the node is alive. Only the holder of the
             // claim, which is us, writes `next`.
-            unsafe { &*raw }.link::<AT>().next.store(head, Ordering::Relaxed);
+            unsafe { &*raw }.link::<AT>().next.store(below, Ordering::Relaxed);
             // Release: who takes the node sees its `next`, and what we did before. Takers of a later head see it too,
-            // since every push is a read-modify-write and so carries on our release sequence.
-            match self.head.compare_exchange_weak(head, raw, Ordering::Release, Ordering::Relaxed) {
+            // since every push is a read-modify-write and so carries on our release sequence. Acquire: who finds that
+            // the taker expects it sees what the taker did before.
+            match self.head.compare_exchange_weak(head, raw, Ordering::AcqRel, Ordering::Relaxed) {
                 // The reference belongs to the stack now; the node may already be gone.
-                Ok(_) => return head.is_null(),
+                Ok(_) => return head,
                 Err(now) => head = now,
             }
         }
@@ -141,7 +186,7 @@ impl<T, const AT: usize> Stack<T, AT> {
     /// Whether there is nothing to take; may be out of date at once.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.head.load(Ordering::Acquire).is_null()
+        is_no_node(self.head.load(Ordering::Acquire))
     }
 
     /// Takes all nodes, oldest first.
@@ -151,8 +196,8 @@ impl<T, const AT: usize> Stack<T, AT> {
         }
         let mut newest = self.head.swap(ptr::null_mut(), Ordering::Acquire);
         let mut oldest = ptr::null_mut();
-        while !newest.is_null() {
-            // SAFETY: the swap made this chain, and the reference to each of its nodes, ours alone; a node is alive as
+        while !is_no_node(newest) {
+            // SAFETY: it is a node's address, being neither of the two heads of an empty stack. The swap made this chain, and the reference to each of its nodes, ours alone; a node is alive as
             // long as its reference is not given back, which only `List` does. Its claim is still held on its behalf,
             // so no other thread touches `next`.
             let next = &unsafe { &*newest }.link::<AT>().next;
@@ -163,6 +208,17 @@ impl<T, const AT: usize> Stack<T, AT> {
         }
         List { head: oldest }
     }
+}
+
+/// The head of an empty stack whose taker wants to be told of the next push. No node lies at an odd address.
+#[inline]
+fn expected<T>() -> *mut Node<T> {
+    ptr::without_provenance_mut(1)
+}
+
+#[inline]
+fn is_no_node<T>(head: *mut Node<T>) -> bool {
+    head.is_null() || head == expected()
 }
 
 impl<T, const AT: usize> Drop for Stack<T, AT> {
@@ -191,23 +247,30 @@ impl<T, const AT: usize> List<T, AT> {
     pub fn is_empty(&self) -> bool {
         self.head.is_null()
     }
-}
 
-impl<T, const AT: usize> Iterator for List<T, AT> {
-    type Item = Arc<Node<T>>;
-
-    /// The oldest node. Its claim is given up first: a claim that fails is one whose work the caller will see.
-    fn next(&mut self) -> Option<Arc<Node<T>>> {
+    /// The oldest node and its weight: 0, or what it was claimed with the last time that it got one. Its claim is given
+    /// up first: a claim that fails is one whose work the caller will see.
+    pub fn pop(&mut self) -> Option<(Arc<Node<T>>, u32)> {
         if self.head.is_null() {
             return None;
         }
         // SAFETY: `head` came from `Arc::into_raw` in `push`; the list owns that reference, and moving `head` on below
         // makes sure that it is turned back only once.
         let node = unsafe { Arc::from_raw(self.head.cast_const()) };
-        // Before the claim goes: whoever claims next writes `next`.
+        // Before the claim goes: whoever claims next writes both.
+        let weight = node.link::<AT>().weight.load(Ordering::Relaxed);
         self.head = node.link::<AT>().next.load(Ordering::Relaxed);
         node.give_up::<AT>();
-        Some(node)
+        Some((node, weight))
+    }
+}
+
+impl<T, const AT: usize> Iterator for List<T, AT> {
+    type Item = Arc<Node<T>>;
+
+    /// The oldest node, as [`List::pop`].
+    fn next(&mut self) -> Option<Arc<Node<T>>> {
+        self.pop().map(|(node, _)| node)
     }
 }
 
@@ -243,6 +306,34 @@ mod tests {
         assert!(Node::claim::<0>(&node).is_none(), "still in the taken list");
         assert!(list.next().is_some());
         assert!(Node::claim::<0>(&node).is_some());
+    }
+
+    #[test]
+    fn a_weight_comes_out_as_it_went_in_and_each_link_has_its_own() {
+        let (first, second): (Stack<u32, 0>, Stack<u32, 1>) = Default::default();
+        let node = Arc::new(Node::new(7));
+        first.push(Node::claim(&node).unwrap().weighing(3));
+        second.push(Node::claim(&node).unwrap().weighing(4));
+        assert_eq!(first.take_all().pop().map(|(_, weight)| weight), Some(3));
+        assert_eq!(second.take_all().pop().map(|(_, weight)| weight), Some(4));
+    }
+
+    #[test]
+    fn a_taker_is_told_of_the_first_push_on_an_empty_stack_that_it_expects() {
+        let stack: Stack<u32, 0> = Stack::default();
+        let nodes: Vec<_> = (0..3).map(|i| Arc::new(Node::new(i))).collect();
+        assert!(!stack.push_and_tell(Node::claim(&nodes[0]).unwrap()));
+        assert!(!stack.expect(), "there is something to take");
+        assert_eq!(stack.take_all().count(), 1);
+        assert!(stack.expect());
+        assert!(stack.expect(), "and again");
+        assert!(stack.is_empty());
+        assert_eq!(stack.take_all().count(), 0);
+        assert!(stack.push_and_tell(Node::claim(&nodes[1]).unwrap()));
+        assert!(!stack.push_and_tell(Node::claim(&nodes[2]).unwrap()));
+        assert_eq!(stack.take_all().map(|n| **n).collect::<Vec<_>>(), [1, 2]);
+        assert!(stack.expect());
+        assert!(stack.push(Node::claim(&nodes[0]).unwrap()), "it was empty");
     }
 
     #[test]

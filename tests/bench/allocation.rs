@@ -1,12 +1,15 @@
-//! Packets whose flow is known allocate nothing, at whatever level it is found.
+//! Packets whose flow is known allocate nothing, at whatever level it is found; nor does asking for a flow's offload.
 
 #[allow(dead_code, reason = "the benches use the rest of it")]
 mod rig;
+#[allow(dead_code, reason = "a bench lets them race")]
+mod rivals;
 
 use allocation_counter::measure;
 use offloadd::flow::Actions;
 use offloadd::packet::BATCH;
 use rig::{Rig, output, tuple_mask, tuple_masks};
+use rivals::{Lanes, List, Rival};
 
 /// Packets in each measurement: several thousand batches.
 const PACKETS: u64 = 100_000;
@@ -52,4 +55,18 @@ fn a_megaflow_hit_allocates_nothing_in_whatever_subtable() {
         let hits = rig.pipeline.counters.lookup.megaflow_hit.get();
         assert!(hits >= PACKETS, "all packets were megaflow hits: {hits}");
     }
+}
+
+/// Requests for offload in each measurement: one a flow.
+const REQUESTS: usize = 10_000;
+
+fn allocations_for<R: Rival>() -> u64 {
+    let rival = R::new(1, REQUESTS);
+    measure(|| (0..REQUESTS).for_each(|flow| rival.request(0, flow))).count_total
+}
+
+#[test]
+fn asking_for_offload_allocates_nothing_where_the_2017_patch_did_twice() {
+    assert_eq!(allocations_for::<Lanes>(), 0);
+    assert_eq!(allocations_for::<List>(), 2 * REQUESTS as u64);
 }

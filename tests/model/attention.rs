@@ -14,12 +14,14 @@ use offloadd::offload::{Agent, FlowSlot, FlowStats, Level, Offload, OffloadCell,
 use offloadd::sync::{Arc, AtomicBool, AtomicUsize, Ordering, fence};
 use offloadd::sys::stack::{Node, Stack};
 
+use crate::Content;
+
 /// A node whose content has no order of its own: only the link's claim can make it visible.
 #[test]
 fn the_worker_sees_what_was_wanted_last() {
     loom::model(|| {
-        let queue = Arc::new(Queue::<AtomicUsize, ()>::new(8));
-        let node = Arc::new(Node::new(AtomicUsize::new(0)));
+        let queue = Arc::new(Queue::<Content<AtomicUsize>, ()>::new(8, 8));
+        let node = Arc::new(Node::new(Content(AtomicUsize::new(0))));
         let worker = {
             let mut consumer = Consumer::new(Arc::clone(&queue));
             thread::spawn(move || {
@@ -29,7 +31,7 @@ fn the_worker_sees_what_was_wanted_last() {
         };
         for wanted in 1..=2 {
             node.store(wanted, Ordering::Relaxed);
-            queue.put(&node, true);
+            queue.put(0, &node, true);
         }
         let (mut consumer, mut seen) = worker.join().unwrap();
         // Whatever was coalesced, it was coalesced into a look that had not happened yet.
@@ -65,14 +67,14 @@ fn the_checker_catches_a_claim_that_is_given_up_by_a_store() {
 #[test]
 fn a_failed_claim_is_seen_by_the_look_that_it_was_coalesced_into() {
     loom::model(|| {
-        let queue = Arc::new(Queue::<AtomicUsize, ()>::new(8));
-        let node = Arc::new(Node::new(AtomicUsize::new(0)));
-        queue.put(&node, true);
+        let queue = Arc::new(Queue::<Content<AtomicUsize>, ()>::new(8, 8));
+        let node = Arc::new(Node::new(Content(AtomicUsize::new(0))));
+        queue.put(0, &node, true);
         let producer = {
             let (queue, node) = (Arc::clone(&queue), Arc::clone(&node));
             thread::spawn(move || {
                 node.store(1, Ordering::Relaxed);
-                queue.put(&node, true) == offloadd::offload::queue::Admission::Coalesced
+                queue.put(0, &node, true) == offloadd::offload::queue::Admission::Coalesced
             })
         };
         let mut consumer = Consumer::new(queue);
@@ -252,9 +254,9 @@ fn the_poller_sees_the_mark_that_was_published_last() {
 
 /// A lane, and a flow's word that it is dead, in either order.
 fn a_death(published_first: bool) {
-    let queue = Arc::new(Queue::<AtomicBool, ()>::new(8));
-    let node = Arc::new(Node::new(AtomicBool::new(false)));
-    let found_dead = |node: Arc<Node<AtomicBool>>| node.load(Ordering::Relaxed);
+    let queue = Arc::new(Queue::<Content<AtomicBool>, ()>::new(8, 8));
+    let node = Arc::new(Node::new(Content(AtomicBool::new(false))));
+    let found_dead = |node: Arc<Node<Content<AtomicBool>>>| node.load(Ordering::Relaxed);
     let worker = {
         let mut consumer = Consumer::new(Arc::clone(&queue));
         thread::spawn(move || {
@@ -265,7 +267,7 @@ fn a_death(published_first: bool) {
     if published_first {
         node.store(true, Ordering::Relaxed);
     }
-    queue.delete(&node);
+    queue.delete(0, &node);
     if !published_first {
         node.store(true, Ordering::Relaxed);
     }

@@ -2,7 +2,7 @@
 //!
 //! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 CARGO_TARGET_DIR=target/loom cargo test --release --test model`
 //!
-//! - [`queue`]: nothing pushed is lost or popped twice, and a sleeping worker is woken
+//! - [`queue`]: nothing pushed is lost or popped twice, the bound holds, and a sleeping worker is woken
 //! - [`attention`]: who looks last sees the newest, in both directions
 //! - [`mark`]: no frame with an old mark meets the mark's next owner
 //!
@@ -16,6 +16,27 @@
 mod attention;
 mod mark;
 mod queue;
+
+use std::ops::Deref;
+
+use offloadd::offload::queue::Weigh;
+
+/// What the models' nodes hold: weighs one byte.
+struct Content<A>(A);
+
+impl<A> Weigh for Content<A> {
+    fn weigh(&self) -> usize {
+        1
+    }
+}
+
+impl<A> Deref for Content<A> {
+    type Target = A;
+
+    fn deref(&self) -> &A {
+        &self.0
+    }
+}
 
 /// Runs a model that is wrong on purpose.
 fn is_caught(model: impl Fn() + Sync + Send + 'static) -> bool {

@@ -15,7 +15,7 @@ use crate::datapath::inbox::{FlowView, Which};
 use crate::datapath::switch::{Names, PortView};
 use crate::flow::text::{self, PortNames};
 use crate::flow::{Key, PortNo};
-use crate::offload::{Level, Standing};
+use crate::offload::{Level, Reason, Standing};
 use crate::packet::compose::compose;
 use crate::port::{InjectError, PortSpec};
 
@@ -226,6 +226,12 @@ struct FlowJson {
     used_s: Option<f64>,
     by_hand: bool,
     offload: Option<Standing>,
+    /// The device has been seen to match a packet of it since it was last put.
+    confirmed: bool,
+    /// Why it is not as far in the device as it could be.
+    reason: Option<Reason>,
+    /// Seconds since the device's part of the counts was read; `None`: it has none.
+    device_stats_age_s: Option<f64>,
     mark: Option<u32>,
 }
 
@@ -351,6 +357,12 @@ impl Printer {
         (flow.stats.used_ns != 0).then(|| self.now_ns.saturating_sub(flow.stats.used_ns) as f64 / 1e9)
     }
 
+    /// Seconds since the device's part of the counts was read; `None` where the device counts nothing of the flow.
+    fn device_age(&self, flow: &FlowView) -> Option<f64> {
+        let counts = flow.standing == Some(Standing::Offloaded(Level::Full)) && flow.read_ns != 0;
+        counts.then(|| self.now_ns.saturating_sub(flow.read_ns) as f64 / 1e9)
+    }
+
     fn counts(&self, out: &mut String, flow: &FlowView) {
         let used = self.used(flow).map_or("never".into(), |seconds| format!("{seconds:.3}s"));
         // Writing to a string does not fail.
@@ -376,6 +388,9 @@ impl Printer {
             if let Some(mark) = flow.mark {
                 let _ = write!(out, ", mark:{mark}");
             }
+            if let Some(age) = self.device_age(flow) {
+                let _ = write!(out, ", dev_stats_age:{age:.3}s");
+            }
         }
         out.push_str(", actions:");
         out.push_str(&text::format_actions(&flow.actions, self.names()));
@@ -392,6 +407,9 @@ impl Printer {
             used_s: self.used(flow),
             by_hand: flow.by_hand,
             offload: flow.standing,
+            confirmed: flow.confirmed,
+            reason: flow.trouble.as_ref().map(|trouble| trouble.why),
+            device_stats_age_s: self.device_age(flow),
             mark: flow.mark.map(|mark| mark.0.get()),
         }
     }

@@ -158,7 +158,11 @@ impl fmt::Display for OffloadShow {
         writeln!(f, "  marks in use: {} of {} (quarantined: {})", marks.in_use, marks.capacity, marks.quarantined)?;
         let queue = &snapshot.queue;
         writeln!(f, "  workers: {}", snapshot.workers.len())?;
-        writeln!(f, "  queue depth: {} of {} (highest: {})", queue.depth, queue.limit, queue.high_water)?;
+        writeln!(
+            f,
+            "  queue depth: {} of {} (highest: {}, bytes: {} of {})",
+            queue.depth, queue.limit, queue.high_water, queue.bytes, queue.byte_limit
+        )?;
         writeln!(f, "  operations:        done   unsupported  no room  device error")?;
         let operations = &snapshot.operations;
         for (name, outcomes) in [("put", operations.put), ("modify", operations.modify), ("delete", operations.delete)]
@@ -227,6 +231,7 @@ impl fmt::Display for QueueShow {
             writeln!(f, "worker {}:", worker.id)?;
             writeln!(f, "  puts waiting: {} of {} (highest: {})", queue.depth, queue.limit, queue.high_water)?;
             writeln!(f, "  deletes waiting: {}", queue.deletes)?;
+            writeln!(f, "  bytes: {} of {}", queue.bytes, queue.byte_limit)?;
             writeln!(f, "  enqueued: {}", queue.enqueued)?;
             writeln!(f, "  coalesced: {}", queue.coalesced)?;
             writeln!(f, "  refused, queue full: {}", queue.refused)?;

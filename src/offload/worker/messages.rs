@@ -76,7 +76,7 @@ impl Worker {
                 let _ = reply.send(self.mark_page(after, limit));
             }
             Message::Look => self.look(),
-            Message::Adopt(parcel) => self.adopt(*parcel, now),
+            Message::Adopt(parcel) => self.adopt(*parcel),
             Message::Stop { deadline, reply } => {
                 let stopped = self.stop(deadline, now);
                 let _ = reply.send(stopped);

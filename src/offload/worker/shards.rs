@@ -1,7 +1,5 @@
 //! Shards that come and go when the number of workers changes.
 
-use std::time::Instant;
-
 use super::{Message, Worker};
 use crate::offload::crew::{SHARDS, shard_of};
 use crate::offload::state::OffloadCell;
@@ -25,12 +23,19 @@ impl Worker {
         let owner = self.crew.route(shard);
         if owner == self.id {
             self.held.push(Arc::clone(cell));
-        } else if cell.is_dead() {
-            self.crew.lanes[owner].delete(cell);
         } else {
-            self.crew.lanes[owner].put(cell, true);
+            self.pass_on(cell, owner);
         }
         false
+    }
+
+    fn pass_on(&self, cell: &Arc<OffloadCell>, to: usize) {
+        let lane = cell.poller() as usize;
+        if cell.is_dead() {
+            self.crew.lanes[to].delete(lane, cell);
+        } else {
+            self.crew.lanes[to].put(lane, cell, true);
+        }
     }
 
     /// Whether a shard that should be ours has not come yet.
@@ -72,7 +77,7 @@ impl Worker {
     }
 
     /// A shard has come: its rules are ours, and its flows that were here before it are looked at now.
-    pub(super) fn adopt(&mut self, parcel: Parcel, now: Instant) {
+    pub(super) fn adopt(&mut self, parcel: Parcel) {
         let Parcel { shard, rules } = parcel;
         self.shards[shard] = true;
         for rule in rules {
@@ -93,8 +98,9 @@ impl Worker {
         }
         let (come, held) = std::mem::take(&mut self.held).into_iter().partition(|cell| shard_of(cell.hash()) == shard);
         self.held = held;
+        // Not looked at here and now: a device that is not well yet must not be asked.
         let come: Vec<Arc<OffloadCell>> = come;
-        come.iter().for_each(|cell| self.visit(cell, now));
+        come.iter().for_each(|cell| self.pass_on(cell, self.id));
         self.end_flushes();
         // The plan may have changed while it was on its way.
         self.give_away();

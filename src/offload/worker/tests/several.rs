@@ -73,7 +73,7 @@ fn a_flow_that_comes_before_or_after_its_shard_moved_is_put_once_and_is_not_lost
     // A poller that read the old route leaves its flow with the worker that has nothing to do with it any more.
     let late: Vec<_> = (100..120).map(|i| world.adopt(i)).collect();
     while let Some(cell) = world.worker.consumer.next_put() {
-        world.worker.crew.lanes[1].put(&cell, true);
+        world.worker.crew.lanes[1].put(0, &cell, true);
     }
     world.settle();
     assert!(late.iter().all(|cell| cell.mark().is_some()));
