@@ -48,7 +48,8 @@
 //!   - `a_closed_queue_wakes_the_worker_and_keeps_nothing`
 //!   - `however_it_is_ended_nothing_is_left_of_it`
 //! - **15**: The queue had no bound, and kept each of many requests for one flow.
-//!   - `a_full_put_lane_refuses_new_flows_but_neither_deletes_nor_flows_that_were_let_in`
+//!   - `a_full_queue_refuses_new_flows_but_neither_deletes_nor_flows_that_were_let_in`
+//!   - `new_flows_are_refused_by_their_bytes_and_each_leaves_as_heavy_as_it_entered`
 //!   - `many_changes_between_two_looks_cost_one_operation`
 //! - **16**: All pollers shared one lock, and each request woke the thread by a system call.
 //!   - `a_poller_waits_for_no_lock_of_the_offload_path`
