@@ -27,8 +27,8 @@
 //!                           │ hit        │ hit    │ hit          │ decides, installs a megaflow
 //!                           └────────────┴────────┴──────────────┘ whichever finds the flow first
 //!
-//! A flow          installed ─► "look at me" in a bounded queue ─► worker: wants ≠ has? ─► device
-//!                 packets arrive marked ◄─ mark bound in the poller's table ◄─ accepted ◄─┘
+//! A flow          installed ─► worth it? ─► "look at me" in a bounded queue ─► worker: wants ≠ has? ─► device
+//!                 packets arrive marked, or never, as the device forwards them ◄─ mark bound ◄─ accepted ◄─┘
 //!
 //! A command       offloadctl ─► unix socket ─► registry ─► message to the pollers ─► answer, text or JSON
 //! ```
@@ -39,12 +39,12 @@
 //!
 //! | thread | owns | is reached by |
 //! | --- | --- | --- |
-//! | main | control socket, ports (their devices, not their queues), timers, signals | clients; reports from pollers |
+//! | main | control socket, ports (their devices, not their queues), timers, signals, the watch over workers that hang | clients; reports from pollers |
 //! | each poller | its receive queues, its transmit queues, its flows with caches, classifiers and mark table | an inbox, looked into between batches; a doorbell when it sleeps |
-//! | offload worker | marks, the table of installed rules, the device | a lock-free queue; a condition variable when it sleeps |
+//! | each offload worker, 1 to 16 | its share of the megaflows with their rules, its channel to the device | a lock-free queue; a condition variable when it sleeps |
 //!
-//! Shared are: the rules (one immutable set, swapped whole), the stations (sharded locks, slow path only), a few atomics, and
-//! one [`offload::OffloadCell`] for each flow.
+//! Shared are: the rules (one immutable set, swapped whole), the stations (sharded locks, slow path only), a few atomics,
+//! one [`offload::OffloadCell`] for each flow, and among the offload workers alone the [pool of marks](offload::mark).
 //!
 //! # Unsafe
 //!

@@ -11,11 +11,11 @@ use offloadctl::Client;
 use offloadd::config::Args;
 use offloadd::datapath::counters::{Fate, Lookup};
 use offloadd::flow::text::{format_actions, format_match, parse_actions, parse_flow};
-use offloadd::offload::Reason;
-use offloadd::offload::backend;
+use offloadd::offload::{self, Reason, backend};
 use offloadd::port::Kind;
 use offloadd::slowpath::text::{format_rule, parse_rule};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tempfile::TempDir;
 
 /// Longer than anything here takes; reaching it is a failure.
@@ -97,20 +97,30 @@ impl Daemon {
     }
 
     fn ask(&self, command: &str, args: &[&str]) -> serde_json::Value {
+        let mut client = self.client();
+        call(&mut client, "set-options", &["--format", "json"]);
+        call(&mut client, command, args)
+    }
+
+    /// A command's answer for people.
+    fn ask_text(&self, command: &str) -> String {
+        call(&mut self.client(), command, &[]).as_str().unwrap().to_owned()
+    }
+
+    fn client(&self) -> Client {
         let end = Instant::now() + PATIENCE;
-        let mut client = loop {
+        loop {
             match Client::connect(&self.dir.path().join("ctl"), Some(end)) {
-                Ok(client) => break client,
+                Ok(client) => return client,
                 Err(error) => assert!(Instant::now() < end, "{error}"),
             }
             thread::yield_now();
-        };
-        let mut call = |command: &str, args: &[&str]| {
-            client.call(command, &args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).unwrap()
-        };
-        call("set-options", &["--format", "json"]);
-        call(command, args)
+        }
     }
+}
+
+fn call(client: &mut Client, command: &str, args: &[&str]) -> serde_json::Value {
+    client.call(command, &args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>()).unwrap()
 }
 
 fn offloadd(args: &[&str]) -> Command {
@@ -203,7 +213,7 @@ fn every_fault_of_a_device_is_told_of_and_no_other() {
 }
 
 #[test]
-fn every_count_and_refusal_is_told_of() {
+fn every_count_of_packets_is_told_of() {
     let page = page("offloadd.8");
     let named = |heading: &str| -> Vec<String> {
         items(section(&page, heading)).into_iter().map(|(words, _)| words[0].to_owned()).collect()
@@ -211,11 +221,59 @@ fn every_count_and_refusal_is_told_of() {
     let names = |list: Vec<(&'static str, u64)>| list.into_iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
     assert_eq!(named(".Ss Lookups"), names(Lookup::default().list()));
     assert_eq!(named(".Ss Fate"), names(Fate::default().list()));
-    let refusals: Vec<String> = items(section(&page, ".Ss Megaflows that are not offloaded"))
+}
+
+#[test]
+fn every_reason_is_told_of_with_its_kind_and_with_what_to_do_about_it() {
+    let (page, story) = (page("offloadd.8"), page("offload-flow.7"));
+    let section = section(&page, ".Ss Megaflows that are not offloaded");
+    let told = items(section);
+    let titles = |items: &[(Vec<&str>, &str)]| items.iter().map(|(words, _)| words.join(" ")).collect::<Vec<_>>();
+    assert_eq!(titles(&told), Reason::ALL.map(|reason| reason.to_string()));
+    for ((_, paragraph), reason) in told.iter().zip(Reason::ALL) {
+        let name = serde_json::to_value(reason).unwrap();
+        let line = format!(".Pq Cm {} , {}", reason.kind(), name.as_str().unwrap());
+        assert!(paragraph.lines().any(|told| told == line), "{reason}: {line}");
+    }
+    let reasonless: Vec<_> =
+        offload::Kind::ALL.into_iter().filter(|kind| !section.contains(&format!(".Pq Cm {kind} ,"))).collect();
+    assert!(reasonless.iter().all(|kind| section.contains(&format!(".Cm {kind} :"))), "{reasonless:?}");
+    let advice = items(self::section(&story, ".Ss Why a flow is not offloaded"));
+    assert_eq!(titles(&advice), titles(&told));
+}
+
+#[test]
+fn every_line_of_offload_show_is_told_of() {
+    let page = page("offloadd.8");
+    let told: Vec<String> = items(section(&page, ".Ss The offload path"))
         .into_iter()
-        .map(|(words, _)| words.join(" "))
+        .map(|(_, paragraph)| paragraph.lines().next().unwrap().trim_start_matches(".It Li ").to_owned())
         .collect();
-    assert_eq!(refusals, Reason::ALL.map(|reason| reason.to_string()));
+    let daemon = Daemon::start(|dir| {
+        let rule = |i| format!("udp,nw_dst=172.16.0.{i},actions=output:2\n");
+        fs::write(format!("{dir}/rules"), (0..9).map(rule).collect::<String>()).unwrap();
+        format!(
+            "unixctl = '{dir}/ctl'\n[datapath]\nports = ['p1,type=sim,flows=9,rate=1000', 'p2,type=sim']\n\
+             [slowpath]\nrules = '{dir}/rules'\n[offload]\ndevice = 'sim,level=full,capacity=2,without=output'\n"
+        )
+    });
+    let end = Instant::now() + PATIENCE;
+    let full = |show: &serde_json::Value| !show["refused"].as_array().unwrap().is_empty() && show["rules"] == 2;
+    while !full(&daemon.ask("dpif/offload-show", &[])) {
+        assert!(Instant::now() < end);
+        thread::yield_now();
+    }
+    let shown = daemon.ask_text("dpif/offload-show");
+    let (_, lines) = shown.split_once("port_no: 1\n").unwrap();
+    let lines = lines.lines().filter(|line| !line.contains("port_no: ") && !line.starts_with("    put"));
+    let lines: Vec<&str> =
+        lines.filter(|line| !line.starts_with("    modify") && !line.starts_with("    delete")).collect();
+    assert!(lines.len() > 15, "{shown}");
+    for line in lines {
+        let label = line.split([':']).next().unwrap().trim();
+        let is_told = told.iter().any(|told| label == told || label.starts_with(&format!("{told}, ")));
+        assert!(is_told, "{label:?} is not told of");
+    }
 }
 
 /// A key of the example configuration.
@@ -258,7 +316,7 @@ fn every_key_of_the_configuration_is_told_of_with_its_default_and_whether_it_is_
         })
         .collect();
     assert_eq!(described, example_keys());
-    assert_eq!(described.len(), 15);
+    assert_eq!(described.len(), 23);
 }
 
 #[test]
@@ -271,7 +329,8 @@ fn what_sighup_says_needs_a_restart_is_what_the_page_does_not_call_live() {
         "unixctl = '{dir}/ctl2'\npidfile = '{dir}/pid'\nlog = ['port:dbg']\nlog-file = '{dir}/log2'\n\
          [datapath]\nports = ['p1,type=sim']\npollers = 2\ncpus = [0]\nbusy-poll = true\nflow-limit = 9\nmax-idle = '1s'\n\
          [slowpath]\nrules = '{dir}/rules'\nmac-ageing = '1s'\nmac-limit = 9\n\
-         [offload]\ndevice = 'none'\nqueue-limit = 9\n"
+         [offload]\ndevice = 'none'\nqueue-limit = 9\nqueue-bytes = 70000\nenabled = false\nthreads = 2\nmin-packets = 3\nmin-age = '4s'\n\
+         min-rate = 5\noperation-rate = 6\npatience = '7s'\n"
     );
     let keys = example_keys();
     assert!(keys.iter().all(|key| other.contains(&format!("{} = ", key.name))), "each key has another value");
@@ -289,6 +348,10 @@ fn what_sighup_says_needs_a_restart_is_what_the_page_does_not_call_live() {
     assert!(rules[0].as_str().unwrap().contains("priority=7,arp") && rules[1].is_null(), "{rules}");
     assert_eq!(daemon.ask("dpctl/show", &[])["flow_limit"], 9);
     assert_eq!(daemon.ask("dpctl/show", &[])["ports"][0]["name"], "p1");
+    let settings = json!({
+        "enabled": false, "threads": 2, "min_packets": 3, "min_age_ms": 4_000, "min_rate": 5, "operation_rate": 6,
+    });
+    assert_eq!(daemon.ask("offload/set", &[]), settings);
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod flows;
 mod lifecycle;
 /// What the rules of the replay say, worked out without any of the switch's code.
 mod linear;
+/// Marks that are used again while a full ring of their old packets waits.
+mod marks;
 /// The whole switch between network namespaces, as the manual shows it. Needs root.
 mod namespaces;
 /// Network namespaces that go away with their test.
@@ -26,6 +28,8 @@ mod pollers;
 mod ports_netns;
 /// Input that must be refused, at the start and later: one line that says what and where, and nothing changed.
 mod refusals;
+/// Mistakes that others made and that show from outside only.
+mod regressions;
 /// Captures replayed through rules: every frame comes out as the rules say, with and without a device.
 mod replay;
 /// Megaflows and the device follow what changes: rules, ports, stations, time.

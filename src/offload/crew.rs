@@ -217,7 +217,7 @@ impl Crew {
         }
     }
 
-    fn marks(&self) -> MutexGuard<'_, MarkPool> {
+    pub(super) fn marks(&self) -> MutexGuard<'_, MarkPool> {
         // Each call is one change of a list and a number, so whoever panicked left at worst a mark unused.
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,10 +1,10 @@
 //! A flow's trip to the device and back.
 //!
-//! The poller's end is an [`Agent`]; the worker's end is in [`worker`]; between them stands one [`OffloadCell`] a flow,
+//! The poller's end is an [`Agent`]; the workers' end is in [`worker`]; between them stands one [`OffloadCell`] a flow,
 //! which says what the flow wants, what the device has, and whether either side should look again.
 //!
 //! ```text
-//!   poller                      queue                        worker                     device
+//!   poller                      a worker's queue             that worker                device
 //!   Agent::adopt ──wants──► put lane    ─┐ condvar, only  ┌─► compare wants with  ──► put/replace
 //!   Agent::update ─wants──► put lane    ─┤ when asleep    │   what the device has ──► delete
 //!   Agent::release ─dead──► delete lane ─┘                │   ◄── outcome ──────────
@@ -12,7 +12,12 @@
 //! ```
 //!
 //! Both directions are level-triggered: what travels is "look at this cell again", each cell at most once a lane,
-//! never a history of operations.
+//! never a history of operations. Which worker a megaflow belongs to follows from its match, for all pollers, so what is
+//! done about it is done in order; workers share the marks and nothing else that changes often.
+//!
+//! A flow that is not as far in the device as it could be has a [`Trouble`] that says why: its owner's [`Settings`] keep it
+//! out, there is no room, the device cannot or fails, or it is off. A device in which a worker hangs for longer than the
+//! patience is fenced by [`Offload::watch`]: its marks mean nothing from then on, until [`Offload::resume`].
 //!
 //! In reading order:
 //!

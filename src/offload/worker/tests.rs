@@ -1,5 +1,6 @@
 //! Workers that the test steps by hand, on a device that does what the test says. No thread, no sleep.
 
+mod bugs;
 mod off;
 mod room;
 mod several;
@@ -22,6 +23,8 @@ use crate::port::{Kind, RxProgress};
 struct Script {
     rules: BTreeMap<u64, (Match, u32, Actions)>,
     operations: Vec<&'static str>,
+    /// What it was told with each put and change.
+    told: Vec<Told>,
     put_answers: VecDeque<PutError>,
     replace_answers: VecDeque<PutError>,
     delete_failures: u32,
@@ -42,7 +45,23 @@ struct Script {
     next: u64,
 }
 
+/// An [`Install`] to keep.
+#[derive(PartialEq, Debug)]
+struct Told {
+    matching: Match,
+    actions: Actions,
+    mark: Option<u32>,
+    level: Level,
+    in_port: Option<PortNo>,
+}
+
 impl Script {
+    fn tell(&mut self, flow: &Install<'_>) {
+        let Install { matching, actions, mark, level, in_port } = *flow;
+        let (actions, mark) = (actions.clone(), Some(mark.0.get()));
+        self.told.push(Told { matching: *matching, actions, mark, level, in_port });
+    }
+
     fn done(&self, wanted: Level) -> Done {
         match self.short {
             Some(_) if wanted == Level::Full => Done { level: Level::Mark, short: self.short },
@@ -99,6 +118,7 @@ impl Scripted {
 impl Backend for Scripted {
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
         let mut script = self.operate("put");
+        script.tell(&flow);
         if let Some(error) = script.put_answers.pop_front() {
             return Err(error);
         }
@@ -114,6 +134,7 @@ impl Backend for Scripted {
 
     fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
         let mut script = self.operate("replace");
+        script.tell(&flow);
         if let Some(error) = script.replace_answers.pop_front() {
             return Err(error);
         }
@@ -186,6 +207,7 @@ impl World {
         let mut script = Script {
             rules: BTreeMap::new(),
             operations: Vec::new(),
+            told: Vec::new(),
             put_answers: VecDeque::new(),
             replace_answers: VecDeque::new(),
             delete_failures: 0,
