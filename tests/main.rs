@@ -14,6 +14,8 @@ mod flows;
 mod lifecycle;
 /// What the rules of the replay say, worked out without any of the switch's code.
 mod linear;
+/// A million changes of what the device is to do with a thousand flows.
+mod modifies;
 /// The whole switch between network namespaces, as the manual shows it. Needs root.
 mod namespaces;
 /// Network namespaces that go away with their test.
@@ -32,3 +34,5 @@ mod revalidate;
 mod witness;
 /// A running daemon in a directory of its own, and the client that drives it.
 mod world;
+/// Zipf traffic and a device that is too small for it.
+mod zipf;
