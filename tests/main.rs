@@ -18,6 +18,8 @@ mod lifecycle;
 mod linear;
 /// Marks that are used again while a full ring of their old packets waits.
 mod marks;
+/// A million changes of what the device is to do with a thousand flows.
+mod modifies;
 /// The whole switch between network namespaces, as the manual shows it. Needs root.
 mod namespaces;
 /// Network namespaces that go away with their test.
@@ -38,3 +40,5 @@ mod revalidate;
 mod witness;
 /// A running daemon in a directory of its own, and the client that drives it.
 mod world;
+/// Zipf traffic and a device that is too small for it.
+mod zipf;
