@@ -248,6 +248,24 @@ fn nothing_is_sent_to_a_port_that_is_gone_and_its_packets_come_up_marked() {
 }
 
 #[test]
+fn what_was_sent_to_a_port_is_counted_on_when_its_wire_is_replaced_and_anew_when_the_port_was_gone() {
+    let mut bench = Bench::new("sim,level=full");
+    bench.install(1, 7, Level::Full, "2").unwrap();
+    // A port's counts live as long as its queues.
+    let _queue = bench.device.wrap_rx(&info(2), Box::new(Inner::default()));
+    let sent = |bench: &Bench| bench.nic.port_counts(PortNo(2)).unwrap().sent;
+    let wire = |bench: &Bench| -> Option<Box<dyn TxQueue>> { Some(Box::new(Recorder(2, Arc::clone(&bench.log)))) };
+    bench.pass(&[1, 1]);
+    bench.device.connect(&info(2), 100, None);
+    assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![Some(7)], 2));
+    bench.device.connect(&info(2), 100, wire(&bench));
+    assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![], 3));
+    bench.device.disconnect(PortNo(2));
+    bench.device.connect(&info(2), 100, wire(&bench));
+    assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![], 1));
+}
+
+#[test]
 fn a_replaced_rule_has_new_actions_level_and_mark_and_its_old_counts() {
     let mut bench = Bench::new("sim,level=full");
     let handle = bench.put(1, 7);
