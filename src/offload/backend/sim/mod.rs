@@ -24,6 +24,7 @@ use super::{
 };
 use crate::flow::PortNo;
 use crate::offload::state::{FlowStats, Level};
+use crate::packet::BATCH;
 use crate::port::{PortInfo, RxQueue, TxQueue};
 use egress::Wires;
 use nic::State;
@@ -101,7 +102,8 @@ impl Device for Sim {
     }
 
     fn ring(&self, ring: u64) -> u64 {
-        ring + self.options.ring as u64
+        // Besides the ring's own frames a batch, which waits where another kind of frame ends the one that is handed out.
+        ring + if self.options.ring > 0 { (self.options.ring + BATCH) as u64 } else { 0 }
     }
 
     fn port_counts(&self, port: PortNo) -> Option<PortCounts> {

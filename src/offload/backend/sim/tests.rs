@@ -309,7 +309,7 @@ fn a_packet_never_waits_for_a_change_of_the_table() {
 #[test]
 fn frames_in_the_ring_carry_the_marks_of_the_moment_they_entered_it() {
     let mut bench = Bench::new("sim,ring=64");
-    assert_eq!(bench.device.ring(64), 128);
+    assert_eq!(bench.device.ring(64), 160);
     let handle = bench.put(1, 7);
     bench.inner.arrive((0..64).map(|_| frame(1)));
     assert_eq!(bench.look(), (32, vec![Some(7); 32]));
@@ -322,6 +322,32 @@ fn frames_in_the_ring_carry_the_marks_of_the_moment_they_entered_it() {
     assert_eq!(bench.look(), (0, vec![]));
     assert_eq!(bench.queue.next_due(), None);
     assert_eq!(bench.counts().hits, 65);
+}
+
+#[test]
+fn what_the_nic_forwards_waits_for_what_is_in_the_ring_before_it() {
+    let mut bench = Bench::new("sim,level=full,ring=64");
+    bench.inner.arrive((0..40).map(|_| frame(1)));
+    assert_eq!(bench.look(), (32, vec![None; 32]));
+    let handle = bench.put(1, 7);
+    bench.put(2, 8);
+    // Eight came before the rule did.
+    bench.inner.arrive([1, 2, 3, 1].map(frame));
+    assert_eq!((bench.look(), bench.sent()), ((8, vec![None; 8]), vec![]));
+    assert_eq!((bench.look(), bench.sent()), ((3, vec![None]), vec![(2, 1, 60), (2, 2, 60)]));
+    assert_eq!((bench.look(), bench.sent()), ((1, vec![]), vec![(2, 1, 60)]));
+    // With nothing before them they do not wait.
+    assert_eq!((bench.pass(&[1, 3, 1]), bench.sent()), (vec![None], vec![(2, 1, 60), (2, 1, 60)]));
+    let expected = PortCounts { full: 5, full_bytes: 300, misses: 42, ..PortCounts::default() };
+    assert_eq!(bench.counts(), expected);
+    // A rule that has gone before their turn came does not forward them.
+    bench.inner.arrive((0..33).map(|_| frame(3)).chain([frame(1), frame(2)]));
+    assert_eq!(bench.look(), (32, vec![None; 32]));
+    bench.backend.delete(handle).unwrap();
+    assert_eq!((bench.look(), bench.sent()), ((1, vec![None]), vec![]));
+    assert_eq!((bench.look(), bench.sent()), ((2, vec![None]), vec![(2, 2, 60)]));
+    assert_eq!(bench.look(), (0, vec![]));
+    assert_eq!(bench.counts(), PortCounts { full: 6, full_bytes: 360, misses: 76, ..PortCounts::default() });
 }
 
 #[test]
@@ -348,7 +374,8 @@ fn the_ring_holds_no_more_than_it_may_and_a_turn_takes_every_frame_that_was_in_i
         looks += 1;
         assert!(looks < 1_000, "a turn ends");
     }
-    assert!((68..=100).contains(&stale), "{stale} frames were in the ring");
+    // A third of those in the ring.
+    assert!((23..=44).contains(&stale), "{stale} frames were in the ring");
     for _ in 0..20 {
         assert!(bench.look().1.iter().all(Option::is_none), "the old mark is gone");
     }
