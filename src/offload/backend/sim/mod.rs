@@ -164,12 +164,12 @@ impl Backend for Channel {
         }
     }
 
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
         let mut state = self.operate()?;
         let done = self.grade(&flow, &state.wires)?;
         match state.table.replace(handle, flow.mark, done.level, flow.actions) {
-            true => Ok(done),
-            false => Err(PutError::Device("no such rule".to_owned())),
+            Some(stats) => Ok((done, stats)),
+            None => Err(PutError::Device("no such rule".to_owned())),
         }
     }
 

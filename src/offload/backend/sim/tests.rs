@@ -124,7 +124,8 @@ impl Bench {
     fn replace(&mut self, handle: Handle, mark: u32, level: Level, actions: &str) -> Result<Done, PutError> {
         let (matching, actions) = (to(0), parse_actions(actions, &()).unwrap());
         let mark = Mark::new(mark).unwrap();
-        self.backend.replace(handle, Install { matching: &matching, actions: &actions, mark, level, in_port: None })
+        let install = Install { matching: &matching, actions: &actions, mark, level, in_port: None };
+        self.backend.replace(handle, install).map(|(done, _)| done)
     }
 
     /// One look at the queue: the count, and the marks of what is handed up.
