@@ -1,5 +1,7 @@
 //! The integration tests, in one binary: the switch as its users meet it.
 
+/// Rules, stations and flows whose packets only the device sees.
+mod ageing;
 /// Open vSwitch's own client, driving the daemon.
 mod appctl;
 /// Frames of every kind the switch must carry, made from a seed.
@@ -36,6 +38,8 @@ mod regressions;
 mod replay;
 /// Megaflows and the device follow what changes: rules, ports, stations, time.
 mod revalidate;
+/// Offload paused, threads changed, the device reset or hung in the middle of a replay.
+mod upheaval;
 /// The simulated NIC against the datapath's own reading of packets.
 mod witness;
 /// A running daemon in a directory of its own, and the client that drives it.

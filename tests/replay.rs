@@ -1,9 +1,10 @@
 //! Captures of mixed traffic, replayed through the rules of [`linear`](crate::linear) without a device and with several.
 //!
-//! However a packet's flow was found, every frame must leave as the rules say, in order within its flow, and be in
-//! exactly one count. The last test makes the device wrong, to show that the comparison would hear it.
+//! However a packet's flow was found, and whoever sent it, every frame must leave as the rules say, in order within its
+//! flow, and be in exactly one count of each kind. The last test makes the device wrong, to show that the comparison would
+//! hear it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::{Arc, mpsc};
@@ -17,6 +18,7 @@ use offloadd::datapath::switch::{PollerConfig, Switch};
 use offloadd::offload::backend::sim::{Nic, Options as NicOptions, Sim};
 use offloadd::offload::{Offload, OffloadConfig};
 use offloadd::slowpath::{Options, Slowpath};
+use serde_json::Value;
 
 use crate::capture::{self, Frame};
 use crate::linear;
@@ -24,11 +26,14 @@ use crate::world::{PATIENCE, Stage, World};
 
 const PACKETS: usize = 12_000;
 
+/// Frames a second at each port.
+const PACE: &str = "4000";
+
 /// What leaves by each port, by the flow that it arrived in, in order.
 type Sent = BTreeMap<(u32, Vec<u8>), Vec<Vec<u8>>>;
 
 /// What the rules say of a capture.
-struct Expected {
+pub struct Expected {
     sent: Sent,
     /// The flow that a frame which leaves by a port arrived in. For one that could be of several flows, when rules have
     /// made them the same, the frame itself.
@@ -37,7 +42,7 @@ struct Expected {
 
 impl Expected {
     /// Of captures that arrive at the first ports, one at each.
-    fn of(captures: &[&[Frame]]) -> Expected {
+    pub fn of(captures: &[&[Frame]]) -> Expected {
         let rules = linear::rules();
         let mut left = Vec::new();
         let mut flows = BTreeMap::new();
@@ -92,37 +97,158 @@ fn missing(expected: &Sent, sent: &Sent) -> Result<u64, String> {
     Ok(missing)
 }
 
-/// Replays captures at the first ports, with a poller for each, and compares with what the rules say.
-fn replay(captures: &[&[Frame]], expected: &Expected, pace: &str, device: &str) -> World {
-    let stage = Stage::new();
-    stage.file("rules", &linear::text());
-    stage.file("config", &format!("[datapath]\npollers = {}", captures.len()));
-    let mut args = format!("--config DIR/config --rules DIR/rules --offload {device}");
-    for (i, port) in linear::PORTS.into_iter().enumerate() {
-        args += &format!(" --port p{port},type=pcap,port_no={port},tx=DIR/tx{port}.pcap");
-        if let Some(frames) = captures.get(i) {
-            capture::write(stage.path(&format!("rx{port}.pcap")), frames).unwrap();
-            args += &format!(",rx=DIR/rx{port}.pcap,pace={pace}");
+/// Captures on their way through a switch.
+pub struct Replay<'a> {
+    pub world: World,
+    expected: &'a Expected,
+    /// Frames of all captures.
+    packets: u64,
+    /// Whether pollers send by transmit queues of each other, which are full when the machine lets the other one wait.
+    hands_over: bool,
+}
+
+impl<'a> Replay<'a> {
+    /// Replays captures at the first ports, with a poller for each.
+    pub fn start(captures: &[&[Frame]], expected: &'a Expected, pace: &str, device: &str) -> Replay<'a> {
+        let stage = Stage::new();
+        stage.file("rules", &linear::text());
+        stage.file("config", &format!("[datapath]\npollers = {}\nmax-idle = \"1m\"", captures.len()));
+        let mut args = format!("--config DIR/config --rules DIR/rules --offload {device}");
+        for (i, port) in linear::PORTS.into_iter().enumerate() {
+            let pace = captures.get(i).map(|frames| write(&stage, port, frames, pace));
+            args += &format!(" --port {}", spec(port, pace, stage.dir()));
         }
+        let world = stage.start(&args);
+        let packets = captures.iter().map(|frames| frames.len() as u64).sum();
+        Replay { world, expected, packets, hands_over: captures.len() > 1 }
     }
-    let world = stage.start(&args);
-    for (frames, port) in captures.iter().zip(linear::PORTS) {
-        let received = || world.port_count(&format!("p{port}"), "rx_packets");
-        world.wait_until("every frame is received", || received() == frames.len() as u64);
+
+    /// Replays a capture at the first port of a switch that can be [reloaded](World::reload): its rules are no file's
+    /// that is configured, so that they are not read again and count on.
+    pub fn start_reloadable(
+        frames: &[Frame],
+        expected: &'a Expected,
+        pace: &str,
+        device: &str,
+        config: &str,
+    ) -> Replay<'a> {
+        let stage = Stage::new();
+        stage.file("config", config);
+        stage.file("rules", &linear::text());
+        let [first, others @ ..] = linear::PORTS;
+        let ports = others.map(|port| format!(" --port {}", spec(port, None, stage.dir()))).concat();
+        let first = spec(first, Some(write(&stage, first, frames, pace)), stage.dir());
+        let world = stage.start(&format!("--config DIR/config --offload {device}{ports}"));
+        world.ctl(["rule/load", &world.path("rules")]);
+        world.ctl(["dpctl/add-if", &first]);
+        Replay { world, expected, packets: frames.len() as u64, hands_over: false }
     }
-    let to_send: u64 = expected.sent.values().map(|frames| frames.len() as u64).sum();
-    let sum = |count| linear::PORTS.iter().map(|port| world.port_count(&format!("p{port}"), count)).sum::<u64>();
-    world.wait_until("every frame is sent, or dropped", || sum("tx_packets") + sum("tx_full") >= to_send);
-    let missing = missing(&expected.sent, &expected.recorded(world.dir()));
-    let missing = missing.unwrap_or_else(|wrong| panic!("{device}, pace={pace}: {wrong}"));
-    // A poller sends by a port of another through a queue, which is full when the machine lets that other one wait for long.
-    assert!(missing == 0 || captures.len() > 1, "{missing} frames are missing");
-    assert_eq!((sum("tx_packets"), sum("tx_full")), (to_send - missing, missing), "what is missing is counted");
-    let outcomes = ["mark_hits", "emc_hits", "smc_hits", "megaflow_hits", "upcalls", "runts"];
-    let found: u64 = outcomes.iter().map(|count| world.perf(count)).sum();
-    let total = captures.iter().map(|frames| frames.len() as u64).sum::<u64>();
-    assert_eq!(found, total, "a packet is in exactly one count");
-    world
+
+    /// Packets that a poller has looked up, or the device has handled wholly.
+    pub fn arrived(&self) -> u64 {
+        self.world.perf("rx_packets") + self.by_device("full")
+    }
+
+    /// Packets that the device has marked for a poller or handled wholly.
+    pub fn helped(&self) -> u64 {
+        self.world.perf("mark_hits") + self.by_device("full")
+    }
+
+    /// Waits until this share of the packets has arrived.
+    pub fn await_share(&self, (part, whole): (u64, u64)) {
+        self.world.wait_until("packets have arrived", || self.arrived() >= self.packets * part / whole);
+    }
+
+    /// What the device says of one of its counts, all ports together.
+    fn by_device(&self, count: &str) -> u64 {
+        let show = self.world.json(["dpif/offload-show"]);
+        let ports = show["port_counts"].as_object().unwrap();
+        ports.values().map(|port| port[count].as_u64().unwrap()).sum()
+    }
+
+    /// Packets whose counts went with a device that forgot its rules.
+    fn forgotten(&self) -> u64 {
+        self.world.json(["dpif/offload-show"])["forgotten"].as_u64().unwrap_or(0)
+    }
+
+    /// Packets that the rules of the first table have counted. Every packet meets one of them.
+    fn credited(&self) -> u64 {
+        self.world.rule_packets(" table=0,")
+    }
+
+    /// Waits until all has left, and compares it with what the rules say.
+    pub fn assert_sent(&self) {
+        let world = &self.world;
+        world.wait_until("every packet has arrived", || self.arrived() == self.packets);
+        let to_send: u64 = self.expected.sent.values().map(|frames| frames.len() as u64).sum();
+        let sum = |count| linear::PORTS.iter().map(|port| world.port_count(&format!("p{port}"), count)).sum::<u64>();
+        let sent = || sum("tx_packets") + self.by_device("sent");
+        world.wait_until("every frame is sent, or dropped", || sent() + sum("tx_full") >= to_send);
+        let missing = missing(&self.expected.sent, &self.expected.recorded(world.dir()));
+        let missing = missing.unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(missing == 0 || self.hands_over, "{missing} frames are missing");
+        assert_eq!((sent(), sum("tx_full")), (to_send - missing, missing), "what is missing is counted");
+        assert_eq!(self.by_device("lost"), 0);
+    }
+
+    /// That every packet is in exactly one count of each kind: of how it was found, of what the device did with it, of a
+    /// flow or the upcall that made it, and of a rule. All of them have arrived.
+    pub fn assert_counted(&self) {
+        let world = &self.world;
+        let outcomes = ["mark_hits", "emc_hits", "smc_hits", "megaflow_hits", "upcalls", "runts"];
+        let found: u64 = outcomes.iter().map(|count| world.perf(count)).sum();
+        assert_eq!(found + self.by_device("full"), self.packets, "a packet is found once");
+        let received =
+            linear::PORTS.iter().map(|port| world.port_count(&format!("p{port}"), "rx_packets")).sum::<u64>();
+        assert_eq!(received, found, "what the device handles no poller receives");
+        let seen = ["hits", "full", "misses", "busy"].map(|count| self.by_device(count)).iter().sum::<u64>();
+        assert!([0, self.packets].contains(&seen), "the device has seen {seen} of {}", self.packets);
+        world.wait_until("the rules have counted every packet", || self.credited() + self.forgotten() == self.packets);
+        let died = world.perf("deleted_stale") + world.perf("deleted_idle");
+        if died == 0 && world.json(["dpif-netdev/pmd-perf-show"])["ended"].is_null() {
+            let flows: u64 = world.flows().iter().map(|flow| flow["packets"].as_u64().unwrap()).sum();
+            assert_eq!(flows + world.perf("upcalls") + self.forgotten(), self.packets, "a packet is of one flow");
+        }
+        // What the device still has of each flow is the rules' when it dies.
+        world.ctl(["flow-flush"]);
+        world.wait_until("the device's last counts are told", || world.offload("/megaflows") == 0);
+        assert_eq!(self.credited() + self.forgotten(), self.packets, "a packet is of one rule");
+        assert_eq!((world.offload("/rules"), world.flows().len()), (0, 0));
+    }
+
+    /// That the device has dealt with at least one in `n` packets.
+    pub fn assert_helped(&self, n: u64) {
+        let helped = self.helped();
+        assert!(helped >= self.packets / n, "the device helped with {helped} of {}", self.packets);
+    }
+}
+
+/// Writes a port's capture; how fast it is to be replayed.
+fn write<'a>(stage: &Stage, port: u32, frames: &[Frame], pace: &'a str) -> &'a str {
+    capture::write(stage.path(&format!("rx{port}.pcap")), frames).unwrap();
+    pace
+}
+
+/// A port that records what it sends: one with a capture has one transmit queue, the others one for each poller, and room
+/// for frames with more tags than they came with.
+fn spec(port: u32, pace: Option<&str>, dir: &Path) -> String {
+    let dir = dir.display();
+    let kind = match pace {
+        Some(pace) => format!("type=pcap,rx={dir}/rx{port}.pcap,pace={pace}"),
+        None => "type=sim,mtu=9000".to_owned(),
+    };
+    format!("p{port},{kind},port_no={port},tx={dir}/tx{port}.pcap")
+}
+
+/// A capture at each port, at a wire's pace, through a device that must help with one in `n` packets.
+fn replay(seeds: &[u64], device: &str, n: u64) {
+    let captures: Vec<Vec<Frame>> = seeds.iter().map(|seed| capture::generate(*seed, PACKETS)).collect();
+    let captures: Vec<&[Frame]> = captures.iter().map(Vec::as_slice).collect();
+    let expected = Expected::of(&captures);
+    let replay = Replay::start(&captures, &expected, PACE, device);
+    replay.assert_sent();
+    replay.assert_helped(n);
+    replay.assert_counted();
 }
 
 #[test]
@@ -131,41 +257,110 @@ fn a_capture_comes_out_as_the_rules_say_with_a_device_and_without() {
     let captures = [frames.as_slice()];
     let expected = Expected::of(&captures);
     assert!(linear::PORTS.iter().all(|port| expected.sent.keys().any(|(sent, _)| sent == port)), "every port is used");
-
-    let world = replay(&captures, &expected, "asap", "none");
-    assert_eq!(world.perf("mark_hits"), 0);
-    drop(world);
-    for device in ["sim,preset=instant", "sim,preset=fw"] {
-        let world = replay(&captures, &expected, "asap", device);
-        world.wait_until("the device has rules", || world.offload("/rules") > 0);
+    for device in ["none", "sim,preset=instant", "sim,preset=fw"] {
+        let replay = Replay::start(&captures, &expected, "asap", device);
+        replay.assert_sent();
+        if device == "none" {
+            assert_eq!(replay.helped(), 0);
+        } else {
+            replay.world.wait_until("the device has rules", || replay.world.offload("/rules") > 0);
+        }
+        replay.assert_counted();
     }
 }
 
 #[test]
-fn a_capture_at_a_wires_pace_is_mostly_found_by_mark() {
-    let frames = capture::generate(7, PACKETS);
-    let captures = [frames.as_slice()];
-    let expected = Expected::of(&captures);
-    // The second has fewer marks than there are megaflows.
-    for device in ["sim,preset=instant", "sim,preset=fw,mark-bits=9"] {
-        let world = replay(&captures, &expected, "4000", device);
-        let marked = world.perf("mark_hits");
-        assert!(marked >= PACKETS as u64 / 2, "{marked} of {PACKETS} found by mark with {device}");
+fn the_same_frames_come_out_of_a_device_that_marks() {
+    replay(&[7], "sim,level=mark", 2);
+    // Fewer marks than there are megaflows.
+    replay(&[8], "sim,preset=fw,mark-bits=9", 2);
+}
+
+#[test]
+fn the_same_frames_come_out_of_a_device_that_forwards_behind_a_ring() {
+    replay(&[9], "sim,level=full,ring=256", 2);
+}
+
+/// Devices in which a fifth of all operations fail. One forgets its rules now and then, the other before it has a tenth of
+/// them, so that it helps with few packets.
+fn replay_in_chaos(seeds: [u64; 2], level: &str) {
+    for (seed, reset, n) in [(seeds[0], "0.05%", 5), (seeds[1], "1%", 100)] {
+        replay(&[seed], &format!("chaos,seed={seed},fail=20%,reset={reset},level={level}"), n);
     }
+}
+
+#[test]
+fn the_same_frames_come_out_of_a_device_that_marks_though_it_fails_and_forgets() {
+    replay_in_chaos([1, 2], "mark");
+}
+
+#[test]
+fn the_same_frames_come_out_of_a_device_that_forwards_though_it_fails_and_forgets() {
+    replay_in_chaos([3, 4], "full");
 }
 
 #[test]
 fn two_pollers_send_by_the_same_ports_what_the_rules_say() {
-    let (first, second) = (capture::generate(11, PACKETS), capture::generate(12, PACKETS));
-    let captures = [first.as_slice(), second.as_slice()];
+    replay(&[11, 12], "sim,preset=hws", 2);
+    replay(&[13, 14], "sim,level=full", 2);
+}
+
+#[test]
+fn two_pollers_send_what_the_rules_say_whatever_the_device_does() {
+    replay(&[15, 16], "sim,level=full,ring=256", 2);
+    replay(&[17, 18], "chaos,seed=5,fail=20%,reset=0.05%,level=full", 5);
+}
+
+#[test]
+fn the_device_executes_every_kind_of_action_by_itself() {
+    let frames = capture::generate(2027, PACKETS);
+    let captures = [frames.as_slice()];
     let expected = Expected::of(&captures);
-    let world = replay(&captures, &expected, "4000", "sim,preset=hws");
-    let perf = world.json(["dpif-netdev/pmd-perf-show"]);
-    let received: Vec<u64> =
-        perf["pollers"].as_array().unwrap().iter().map(|poller| poller["rx_packets"].as_u64().unwrap()).collect();
-    assert_eq!(received, [PACKETS as u64; 2]);
-    let marked = world.perf("mark_hits");
-    assert!(marked >= PACKETS as u64 / 2, "{marked} of twice {PACKETS} found by mark");
+    let replay = Replay::start(&captures, &expected, PACE, "sim,level=full");
+    replay.assert_sent();
+    replay.assert_helped(2);
+    let world = &replay.world;
+    let hits = |row: &Value| Some((row["ufid"].as_str()?.to_owned(), row["hits"].as_u64()?));
+    let executed = || -> Vec<String> {
+        let marks = world.json(["offload/mark-show"]);
+        let hits: HashMap<String, u64> = marks.as_array().unwrap().iter().filter_map(hits).collect();
+        let full = |flow: &Value| {
+            flow["offload"]["offloaded"] == "full" && hits.get(flow["ufid"].as_str().unwrap()).is_some_and(|n| *n > 0)
+        };
+        world
+            .flows()
+            .iter()
+            .filter(|flow| full(flow))
+            .map(|flow| flow["actions"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let kinds = [
+        "push_vlan(",
+        "pop_vlan",
+        "set(eth(",
+        "set(ipv4(",
+        "set(ipv6(",
+        "set(tcp(",
+        "set(udp(",
+        "set(sctp(",
+        "ttl=",
+        "hlimit=",
+        "drop",
+        "2,set(",
+        "2,3,4,5",
+    ];
+    let lacks = || -> Vec<&str> {
+        let executed = executed();
+        kinds.into_iter().filter(|kind| !executed.iter().any(|actions| actions.contains(kind))).collect()
+    };
+    let mut lacking = lacks();
+    let begun = Instant::now();
+    // Counts are read once a second.
+    while !lacking.is_empty() && begun.elapsed() < PATIENCE / 3 {
+        lacking = lacks();
+    }
+    assert!(lacking.is_empty(), "never executed: {lacking:?}");
+    replay.assert_counted();
 }
 
 /// A switch in this process, with a device that the test has in its hands.

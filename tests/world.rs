@@ -190,10 +190,16 @@ impl World {
         port["counters"][count].as_u64().unwrap()
     }
 
-    /// A count of `dpif-netdev/pmd-perf-show`, summed over the pollers.
+    /// A count of `dpif-netdev/pmd-perf-show`, those of flows included, summed over the pollers that there are and were.
     pub fn perf(&self, count: &str) -> u64 {
         let perf = self.json(["dpif-netdev/pmd-perf-show"]);
-        perf["pollers"].as_array().unwrap().iter().map(|poller| poller[count].as_u64().unwrap()).sum()
+        let of_flows = |poller: &Value| {
+            let mut counts = poller["flows"].as_array().unwrap().iter();
+            counts.find(|named| named[0] == count).unwrap_or_else(|| panic!("no count {count}"))[1].as_u64()
+        };
+        let of = |poller: &Value| poller[count].as_u64().or_else(|| of_flows(poller)).unwrap();
+        let ended = Some(&perf["ended"]).filter(|ended| !ended.is_null());
+        perf["pollers"].as_array().unwrap().iter().chain(ended).map(of).sum()
     }
 
     /// A number of `dpif/offload-show`, by its JSON pointer.
@@ -209,6 +215,15 @@ impl World {
         lines
             .map(|line| line.split("n_packets=").nth(1).unwrap().split(',').next().unwrap().parse::<u64>().unwrap())
             .sum()
+    }
+
+    /// Reads the configuration again, which is now `config`, and waits until it is in force.
+    pub fn reload(&self, config: &str) {
+        let reloads = || self.log().matches("|reloaded\n").count();
+        let before = reloads();
+        self.file("config", config);
+        self.send(Signal::HUP);
+        self.wait_until("it is reloaded", || reloads() > before);
     }
 
     /// Waits until `cond` holds.

@@ -123,9 +123,10 @@ impl Frames {
             return Ok(());
         }
         self.checked = pending.len();
-        match serde_json::Deserializer::from_slice(pending).into_iter::<IgnoredAny>().next() {
-            Some(Err(error)) if !error.is_eof() => Err(FrameError::NotJson(error)),
-            _ => Ok(()),
+        match parse_unfinished(pending) {
+            // To the parser, a number that is cut off is wrong; with another digit it is one.
+            Err(error) => parse_unfinished(&[pending, b"0"].concat()).map_err(|_| FrameError::NotJson(error)),
+            Ok(()) => Ok(()),
         }
     }
 
@@ -138,6 +139,15 @@ impl Frames {
                 self.buffer = Vec::new();
             }
         }
+    }
+}
+
+/// # Errors
+/// Whatever follows `text`, it is not the beginning of JSON.
+fn parse_unfinished(text: &[u8]) -> serde_json::Result<()> {
+    match serde_json::Deserializer::from_slice(text).into_iter::<IgnoredAny>().next() {
+        Some(Err(error)) if !error.is_eof() => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -198,6 +208,17 @@ mod tests {
             }
             assert_eq!(found, ["a{\"}", "b", "c"], "in pieces of {size}");
             assert_eq!(frames.pending(), 0);
+        }
+    }
+
+    #[test]
+    fn an_object_that_is_cut_off_anywhere_is_waited_for() {
+        let text = "{\"id\":0,\"method\":\"a-\",\"params\":[-1.25e-3,0.5E+10,true,false,null,\"ü\\u00e9\"]}";
+        for end in 0..text.len() {
+            let mut frames = Frames::new(1000);
+            frames.push(&text.as_bytes()[..end]);
+            let taken = frames.take();
+            assert!(matches!(taken, Ok(None)), "{:?}: {taken:?}", &text.as_bytes()[..end].escape_ascii().to_string());
         }
     }
 

@@ -515,7 +515,11 @@ impl Worker {
             level: able.level,
             in_port: rule.in_port(),
         };
-        let result = self.device.replace(has.handle, install, &mut self.tally);
+        let result = self.device.replace(has.handle, install, &mut self.tally).map(|(done, stats)| {
+            // Until then it was at the level that it had.
+            self.credit(id, stats, now);
+            done
+        });
         self.count_has(id, false);
         let Some(rule) = self.rules.get_mut(id) else { return false };
         rule.retry = false;

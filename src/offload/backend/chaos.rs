@@ -180,11 +180,13 @@ impl Backend for Channel {
         }
     }
 
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
-        match self.begin().map_err(PutError::Device)?.fail {
-            Some(_) => Err(PutError::Device(ON_PURPOSE.to_owned())),
-            None => self.inner.replace(handle, flow),
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
+        let fate = self.begin().map_err(PutError::Device)?;
+        if fate.fail.is_some() {
+            return Err(PutError::Device(ON_PURPOSE.to_owned()));
         }
+        let (done, truth) = self.inner.replace(handle, flow)?;
+        Ok((done, fate.lie.map_or(truth, |mut dice| lie(truth, &mut dice))))
     }
 
     fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {

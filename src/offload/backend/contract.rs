@@ -131,7 +131,8 @@ fn a_replaced_rule_keeps_its_counts_and_has_its_new_mark(device: &dyn Device) {
     assert_eq!(pass(device, &[1, 1]).len(), if done.level == Level::Full { 0 } else { 2 });
     let (matching, actions, mark) = (megaflow(1), Actions::drop(), Mark::new(77).unwrap());
     let install = Install { matching: &matching, actions: &actions, mark, level: Level::Mark, in_port: None };
-    assert_eq!(backend.replace(handle, install).map(|done| done.level), Ok(Level::Mark));
+    let replaced = backend.replace(handle, install).map(|(done, counts)| (done.level, counts.packets));
+    assert_eq!(replaced, Ok((Level::Mark, 2)), "with what it had counted until then");
     assert_eq!(pass(device, &[1]), [Some(77)]);
     assert_eq!(backend.delete(handle).map(|counts| counts.packets), Ok(3));
 }

@@ -113,11 +113,13 @@ pub trait Backend: Send {
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError>;
 
     /// Gives a rule another mark, level or actions without a moment in which it is missing. When this returns, no packet
-    /// that arrives later gets what the rule was before. Only called where [`BackendCaps::replace_in_place`] is set.
+    /// that arrives later gets what the rule was before. Answers with what it does now, and with the counts that the rule had
+    /// at that moment: they go on, but packets before it had another level. Only called where
+    /// [`BackendCaps::replace_in_place`] is set.
     ///
     /// # Errors
     /// The rule stands as it was.
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError>;
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError>;
 
     /// Removes a rule and gives its final counts. A rule that is not there is removed already: no error, no counts.
     /// When this returns, no packet is stamped with its mark any more.

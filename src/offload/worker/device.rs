@@ -65,7 +65,12 @@ impl Device {
         result
     }
 
-    pub(super) fn replace(&mut self, handle: Handle, flow: Install<'_>, tally: &mut Tally) -> Result<Done, PutError> {
+    pub(super) fn replace(
+        &mut self,
+        handle: Handle,
+        flow: Install<'_>,
+        tally: &mut Tally,
+    ) -> Result<(Done, FlowStats), PutError> {
         let result = self.operate(tally, |backend| backend.replace(handle, flow)).map_err(PutError::Device).flatten();
         tally.operations.modify.count(&result);
         result

@@ -132,7 +132,7 @@ impl Backend for Scripted {
         Ok((Handle(handle), script.done(flow.level)))
     }
 
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
         let mut script = self.operate("replace");
         script.tell(&flow);
         if let Some(error) = script.replace_answers.pop_front() {
@@ -141,7 +141,7 @@ impl Backend for Scripted {
         let rule = script.rules.get_mut(&handle.0).expect("a rule that is replaced is there");
         assert_eq!(rule.0, *flow.matching);
         *rule = (*flow.matching, flow.mark.0.get(), flow.actions.clone());
-        Ok(script.done(flow.level))
+        Ok((script.done(flow.level), script.counts(handle)))
     }
 
     fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
@@ -503,6 +503,30 @@ fn equal_values_under_different_masks_are_two_rules() {
     }
     world.settle();
     assert_eq!(world.offload.snapshot().rules, 2);
+}
+
+#[test]
+fn what_a_rule_counted_before_it_had_another_level_is_the_flows_only_if_it_forwarded() {
+    let mut world = World::new(|script, _| script.short = Some(Unsupported::Port(PortNo(9))));
+    let counts = |packets| FlowStats { packets, bytes: 100 * packets, used_ns: 1 };
+    let cell = world.adopt(1);
+    world.settle();
+    assert_eq!(cell.standing(), Standing::Offloaded(Level::Mark));
+    // What is counted in one level is first told when the level changes.
+    let steps = [(2, 10, None, Level::Full, 0), (3, 13, Some(Unsupported::Port(PortNo(9))), Level::Mark, 3)];
+    for (decision, counted, short, level, forwarded) in steps {
+        {
+            let mut script = world.script.lock().unwrap();
+            (script.short, script.counts) = (short, counts(counted));
+        }
+        world.agent.update(world.now, &cell, output(decision), decision.into());
+        world.settle();
+        assert_eq!((cell.standing(), cell.device_stats().packets), (Standing::Offloaded(level), forwarded));
+    }
+    world.script.lock().unwrap().counts = counts(20);
+    world.pass(Duration::from_secs(3));
+    assert_eq!(cell.device_stats().packets, 3);
+    assert_eq!(world.operations(), ["put", "replace", "replace"]);
 }
 
 #[test]

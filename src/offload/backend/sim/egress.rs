@@ -22,9 +22,12 @@ use crate::port::{PortInfo, Sent, TxQueue};
 const LINK: usize = 14;
 const TAG: usize = 4;
 
-/// The wires there are.
+/// The wires there are, and what was sent to each port that is connected, by whichever wire it had.
 #[derive(Default)]
-pub struct Wires(BTreeMap<PortNo, Arc<Wire>>);
+pub struct Wires {
+    wires: BTreeMap<PortNo, Arc<Wire>>,
+    counts: BTreeMap<PortNo, Arc<Counts>>,
+}
 
 /// Where packets leave by one port.
 pub struct Wire {
@@ -33,6 +36,12 @@ pub struct Wire {
     mtu: AtomicU32,
     /// `None` once it was cut.
     queue: Mutex<Option<Box<dyn TxQueue>>>,
+    counts: Arc<Counts>,
+}
+
+/// What became of the packets that were sent to a port.
+#[derive(Default)]
+struct Counts {
     sent: AtomicU64,
     lost: AtomicU64,
 }
@@ -55,26 +64,37 @@ struct Lane {
 struct Unable;
 
 impl Wires {
-    /// A wire to `port`, in place of the one there is.
+    /// A wire to `port`, which has none. Its counts go on where those of the wire before ended.
     pub fn connect(&mut self, port: &PortInfo, mtu: usize, queue: Box<dyn TxQueue>) {
         let wire = Wire {
             checksum: port.tx_checksum,
             segment: port.tx_segment,
             mtu: AtomicU32::new(mtu as u32),
             queue: Mutex::new(Some(queue)),
-            sent: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
+            counts: Arc::clone(self.counts.entry(port.number).or_default()),
         };
-        self.0.insert(port.number, Arc::new(wire));
+        self.wires.insert(port.number, Arc::new(wire));
     }
 
-    /// The wire is to be [cut](Wire::cut) by whoever takes it out.
+    /// Takes the wire out, which may be replaced; it is to be [cut](Wire::cut).
+    pub fn unplug(&mut self, port: PortNo) -> Option<Arc<Wire>> {
+        self.wires.remove(&port)
+    }
+
+    /// As [`Wires::unplug`], of a port that is gone: its counts end.
     pub fn disconnect(&mut self, port: PortNo) -> Option<Arc<Wire>> {
-        self.0.remove(&port)
+        self.counts.remove(&port);
+        self.unplug(port)
     }
 
     pub fn get(&self, port: PortNo) -> Option<&Arc<Wire>> {
-        self.0.get(&port)
+        self.wires.get(&port)
+    }
+
+    /// Packets that were sent to `port`, and those that it did not take.
+    pub fn counts(&self, port: PortNo) -> (u64, u64) {
+        let read = |counts: &Arc<Counts>| (counts.sent.load(Ordering::Relaxed), counts.lost.load(Ordering::Relaxed));
+        self.counts.get(&port).map(read).unwrap_or_default()
     }
 }
 
@@ -86,11 +106,6 @@ impl Wire {
 
     pub fn set_mtu(&self, mtu: usize) {
         self.mtu.store(mtu as u32, Ordering::Relaxed);
-    }
-
-    /// Packets that were sent, and those that the port did not take.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.sent.load(Ordering::Relaxed), self.lost.load(Ordering::Relaxed))
     }
 
     fn mtu(&self) -> usize {
@@ -107,8 +122,8 @@ impl Wire {
                 Sent { failed, ..Sent::default() }
             }
         };
-        self.sent.fetch_add(sent.packets, Ordering::Relaxed);
-        self.lost.fetch_add(sent.full + sent.failed, Ordering::Relaxed);
+        self.counts.sent.fetch_add(sent.packets, Ordering::Relaxed);
+        self.counts.lost.fetch_add(sent.full + sent.failed, Ordering::Relaxed);
     }
 
     fn queue(&self) -> MutexGuard<'_, Option<Box<dyn TxQueue>>> {
@@ -324,10 +339,9 @@ mod tests {
         let (mut wires, mut egress, mut pool) = (wires(&log), Egress::default(), Pool::new());
         let actions = parse_actions("1", &()).unwrap();
         assert!(egress.execute(frame(60), &actions, &wires, &mut pool).is_ok());
-        let wire = wires.disconnect(PortNo(1)).unwrap();
-        wire.cut();
+        wires.unplug(PortNo(1)).unwrap().cut();
         egress.flush(Instant::now(), &mut pool);
-        assert_eq!((wire.counts(), log.lock().unwrap().len()), ((0, 1), 0));
+        assert_eq!((wires.counts(PortNo(1)), log.lock().unwrap().len()), ((0, 1), 0));
         assert!(egress.execute(frame(60), &actions, &wires, &mut pool).is_err());
     }
 }

@@ -25,6 +25,7 @@ use super::{
 use crate::flow::PortNo;
 use crate::offload::mark::Mark;
 use crate::offload::state::{FlowStats, Level};
+use crate::packet::BATCH;
 use crate::port::{PortInfo, RxQueue, TxQueue};
 use egress::Wires;
 use nic::State;
@@ -102,7 +103,8 @@ impl Device for Sim {
     }
 
     fn ring(&self, ring: u64) -> u64 {
-        ring + self.options.ring as u64
+        // Besides the ring's own frames a batch, which waits where another kind of frame ends the one that is handed out.
+        ring + if self.options.ring > 0 { (self.options.ring + BATCH) as u64 } else { 0 }
     }
 
     fn port_counts(&self, port: PortNo) -> Option<PortCounts> {
@@ -167,12 +169,12 @@ impl Backend for Channel {
         }
     }
 
-    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
+    fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
         let mut state = self.operate()?;
         let done = self.grade(&flow, &state.wires)?;
         match state.table.replace(handle, flow.mark, done.level, flow.actions) {
-            true => Ok(done),
-            false => Err(PutError::Device("no such rule".to_owned())),
+            Some(stats) => Ok((done, stats)),
+            None => Err(PutError::Device("no such rule".to_owned())),
         }
     }
 

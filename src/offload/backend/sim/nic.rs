@@ -87,9 +87,12 @@ impl Nic {
         state.life += 1;
     }
 
-    /// A port, and the wire to it if there is one.
+    /// A port, and the wire to it if there is one, in place of the one there was.
     pub fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>) {
-        self.disconnect(port.number);
+        let before = self.change().wires.unplug(port.number);
+        if let Some(before) = before {
+            before.cut();
+        }
         if let Some(wire) = wire {
             self.change().wires.connect(port, mtu, wire);
         }
@@ -126,7 +129,7 @@ impl Nic {
             let ports = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
             ports.get(&port)?.upgrade()?
         };
-        let (sent, lost) = self.look().wires.get(port).map(|wire| wire.counts()).unwrap_or_default();
+        let (sent, lost) = self.look().wires.counts(port);
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Some(PortCounts {
             hits: read(&counters.hits),

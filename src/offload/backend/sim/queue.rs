@@ -1,17 +1,20 @@
 //! [`Queue`]: a receive queue as the poller sees it behind the simulated NIC.
 //!
 //! ```text
-//!   inner queue ─► match ─┬─ full: executed, leaves by a wire
-//!                         └─ stamped, or not ─► ring ─► poller
+//!                         ┌─ full, nothing waits ──────────► executed, leaves by a wire
+//!   inner queue ─► match ─┼─ full ──────────────► ring ─► match again, when its turn has come
+//!                         └─ stamped, or not ───► ring ─► poller
 //! ```
 //!
-//! Frames are matched when they enter the ring, so those in it carry the marks of that moment, as behind a real NIC.
+//! Frames are matched when they enter the ring, so those in it carry the marks of that moment, as behind a real NIC. Unlike
+//! some of those, this one lets no frame overtake an earlier one of its flow: those in the ring may have come before the
+//! rule did. So what could be forwarded waits for its turn while anything is in the ring.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, RwLockReadGuard};
 use std::time::Instant;
 
 use super::egress::Egress;
@@ -30,8 +33,8 @@ pub(super) struct Queue {
     inner: Box<dyn RxQueue>,
     nic: Arc<Nic>,
     counters: Arc<Counters>,
-    ring: VecDeque<Packet>,
-    /// Frames that may be left in `ring` by a receive; 0: there is none.
+    ring: VecDeque<Waiting>,
+    /// Frames in `ring` above which none are fetched; 0: there is no ring.
     limit: usize,
     /// The inner queue broke; told when the ring is empty.
     broken: Option<io::Error>,
@@ -41,6 +44,14 @@ pub(super) struct Queue {
     arrivals: Vec<Packet>,
     matched: Vec<Packet>,
     scratch: Vec<u128>,
+}
+
+/// A frame in the ring.
+enum Waiting {
+    /// For the poller, stamped or not.
+    Up(Packet),
+    /// For a rule that handles it wholly, should there still be one when it is its turn. Not counted until then.
+    Out(Packet),
 }
 
 /// What became of the packets of one batch.
@@ -70,9 +81,9 @@ impl Queue {
         }
     }
 
-    /// Takes frames from the inner queue until it is empty, or the ring holds more than may stay when a batch of it has been
-    /// handed out. Answers with how many the NIC dealt with while none waited before them: those count as taken out. (The
-    /// others do not, which makes turns of [`RxProgress`](crate::port::RxProgress) longer and never too short.)
+    /// Takes frames from the inner queue until it is empty, or the ring holds more than its limit. Answers with how many the
+    /// NIC dealt with while none waited before them: those count as taken out. (The others do not, which makes turns of
+    /// [`RxProgress`](crate::port::RxProgress) longer and never too short.)
     fn fill(&mut self, now: Instant, pool: &mut Pool) -> usize {
         let mut passed = 0;
         // Frames that the NIC deals with take no room, so room alone would not end this.
@@ -85,11 +96,13 @@ impl Queue {
                 self.broken = Some(error);
                 arrivals.len()
             });
-            self.admit(now, pool, &mut arrivals);
-            if self.ring.is_empty() && arrivals.is_empty() {
-                passed += taken;
+            if self.ring.is_empty() {
+                self.admit(now, pool, &mut arrivals);
+                passed += if arrivals.is_empty() { taken } else { 0 };
+                self.ring.extend(arrivals.drain(..).map(Waiting::Up));
+            } else {
+                self.line_up(now, &mut arrivals);
             }
-            self.ring.extend(arrivals.drain(..));
             self.arrivals = arrivals;
             if taken == 0 {
                 break;
@@ -98,22 +111,62 @@ impl Queue {
         passed
     }
 
+    /// Puts `packets` behind those that wait in the ring.
+    fn line_up(&mut self, now: Instant, packets: &mut Vec<Packet>) {
+        let nic = Arc::clone(&self.nic);
+        let Some(state) = self.look(&nic, packets) else {
+            return self.ring.extend(packets.drain(..).map(Waiting::Up));
+        };
+        let now_ns = nic.nanoseconds(now);
+        let mut tally = Tally::default();
+        for mut packet in packets.drain(..) {
+            match state.table.find(&columns(&packet), &mut self.scratch) {
+                Some(rule) if may_handle(rule, &packet) => {
+                    self.ring.push_back(Waiting::Out(packet));
+                    continue;
+                }
+                Some(rule) => stamp(rule, &mut packet, now_ns, &mut tally),
+                None => tally.misses += 1,
+            }
+            self.ring.push_back(Waiting::Up(packet));
+        }
+        tally.add_to(&self.counters);
+    }
+
+    /// Handles the frames whose turn it is without the poller, as far as there still are rules for them; the others are its
+    /// own. Answers with how many were taken out of the ring.
+    fn forward(&mut self, now: Instant, pool: &mut Pool, into: &mut Vec<Packet>) -> usize {
+        let mut taken = 0;
+        while into.is_empty() && matches!(self.ring.front(), Some(Waiting::Out(_))) {
+            while into.len() < BATCH
+                && let Some(Waiting::Out(packet)) = self.ring.pop_front_if(|next| matches!(next, Waiting::Out(_)))
+            {
+                into.push(packet);
+            }
+            taken += into.len();
+            self.admit(now, pool, into);
+        }
+        taken
+    }
+
+    /// The state to match `packets` with; `None` if they pass unmatched, which is counted.
+    fn look<'a>(&self, nic: &'a Nic, packets: &mut [Packet]) -> Option<RwLockReadGuard<'a, State>> {
+        packets.iter_mut().for_each(|packet| packet.meta.mark = None);
+        let state = if nic.fence().is_raised() {
+            Err(&self.counters.misses)
+        } else {
+            nic.try_look().ok_or(&self.counters.busy)
+        };
+        state.map_err(|unmatched| unmatched.fetch_add(packets.len() as u64, Ordering::Relaxed)).ok()
+    }
+
     /// Matches `packets`, stamps them, and takes out those that the NIC handles wholly. Each is counted once.
     fn admit(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) {
         if packets.is_empty() {
             return;
         }
-        packets.iter_mut().for_each(|packet| packet.meta.mark = None);
-        let all = packets.len() as u64;
         let nic = Arc::clone(&self.nic);
-        if nic.fence().is_raised() {
-            self.counters.misses.fetch_add(all, Ordering::Relaxed);
-            return;
-        }
-        let Some(state) = nic.try_look() else {
-            self.counters.busy.fetch_add(all, Ordering::Relaxed);
-            return;
-        };
+        let Some(state) = self.look(&nic, packets) else { return };
         let now_ns = nic.nanoseconds(now);
         let mut tally = Tally::default();
         if state.table.handles_any() {
@@ -126,7 +179,7 @@ impl Queue {
                 }
             }
         } else {
-            tally.misses = all;
+            tally.misses = packets.len() as u64;
         }
         drop(state);
         self.egress.flush(now, pool);
@@ -140,7 +193,7 @@ impl Queue {
             let rule = state.table.find(&columns(&packet), &mut self.scratch);
             match rule {
                 None => tally.misses += 1,
-                Some(rule) if rule.level == Level::Full && packet.len() >= SHORTEST => {
+                Some(rule) if may_handle(rule, &packet) => {
                     let bytes = packet.len();
                     match self.egress.execute(packet, &rule.actions, &state.wires, pool) {
                         Ok(()) => {
@@ -169,8 +222,13 @@ impl RxQueue for Queue {
         }
         self.looked = Some(now);
         let passed = self.fill(now, pool);
-        let out = self.ring.len().min(BATCH);
-        into.extend(self.ring.drain(..out));
+        let mut out = self.forward(now, pool, into);
+        while into.len() < BATCH
+            && let Some(Waiting::Up(packet)) = self.ring.pop_front_if(|next| matches!(next, Waiting::Up(_)))
+        {
+            into.push(packet);
+            out += 1;
+        }
         if self.nic.fence().is_raised() {
             into.iter_mut().for_each(|packet| packet.meta.mark = None);
         }
@@ -207,6 +265,11 @@ impl Tally {
 
 fn columns(packet: &Packet) -> Columns {
     parse::columns(packet.bytes(), packet.meta.in_port, packet.meta.offload.segment.is_some())
+}
+
+/// Whether the NIC may forward a packet of `rule` by itself.
+fn may_handle(rule: &Rule, packet: &Packet) -> bool {
+    rule.level == Level::Full && packet.len() >= SHORTEST
 }
 
 /// Hands a packet up with its rule's mark. Whoever finds it by the mark of a full rule counts it himself.

@@ -161,14 +161,15 @@ impl Table {
         Some(Handle(slot.generation << SLOT_BITS | u64::from(at)))
     }
 
-    /// Gives a rule another mark, level and actions in one step. Its counts go on. `false` if it is not there.
-    pub fn replace(&mut self, handle: Handle, mark: Mark, level: Level, actions: &Actions) -> bool {
-        let Some(at) = self.slot_of(handle) else { return false };
-        let Some(rule) = &mut self.slots[at].rule else { return false };
+    /// Gives a rule another mark, level and actions in one step. Answers with its counts, which go on; `None` if it is not
+    /// there.
+    pub fn replace(&mut self, handle: Handle, mark: Mark, level: Level, actions: &Actions) -> Option<FlowStats> {
+        let at = self.slot_of(handle)?;
+        let rule = self.slots[at].rule.as_mut()?;
         self.full -= usize::from(rule.level == Level::Full);
         self.full += usize::from(level == Level::Full);
         (rule.mark, rule.level, rule.actions) = (mark, level, actions.clone());
-        true
+        Some(rule.stats())
     }
 
     /// The rule's final counts, if it was there.
@@ -438,7 +439,7 @@ mod tests {
         };
         pass(&table, 10);
         assert_eq!(table.stats(handles[0]).map(|stats| stats.packets), Some(10));
-        assert!(table.replace(handles[1], Mark::new(2).unwrap(), Level::Mark, &Actions::drop()));
+        assert!(table.replace(handles[1], Mark::new(2).unwrap(), Level::Mark, &Actions::drop()).is_some());
         table.find(&packet(1), &mut Vec::new()).unwrap().count_marked(60, 6);
         assert_eq!(table.remove(handles[1]).map(|stats| (stats.packets, stats.used_ns)), Some((11, 6)));
         assert_eq!(table.forgotten(), 0);

@@ -124,7 +124,8 @@ impl Bench {
     fn replace(&mut self, handle: Handle, mark: u32, level: Level, actions: &str) -> Result<Done, PutError> {
         let (matching, actions) = (to(0), parse_actions(actions, &()).unwrap());
         let mark = Mark::new(mark).unwrap();
-        self.backend.replace(handle, Install { matching: &matching, actions: &actions, mark, level, in_port: None })
+        let install = Install { matching: &matching, actions: &actions, mark, level, in_port: None };
+        self.backend.replace(handle, install).map(|(done, _)| done)
     }
 
     /// One look at the queue: the count, and the marks of what is handed up.
@@ -248,6 +249,24 @@ fn nothing_is_sent_to_a_port_that_is_gone_and_its_packets_come_up_marked() {
 }
 
 #[test]
+fn what_was_sent_to_a_port_is_counted_on_when_its_wire_is_replaced_and_anew_when_the_port_was_gone() {
+    let mut bench = Bench::new("sim,level=full");
+    bench.install(1, 7, Level::Full, "2").unwrap();
+    // A port's counts live as long as its queues.
+    let _queue = bench.device.wrap_rx(&info(2), Box::new(Inner::default()));
+    let sent = |bench: &Bench| bench.nic.port_counts(PortNo(2)).unwrap().sent;
+    let wire = |bench: &Bench| -> Option<Box<dyn TxQueue>> { Some(Box::new(Recorder(2, Arc::clone(&bench.log)))) };
+    bench.pass(&[1, 1]);
+    bench.device.connect(&info(2), 100, None);
+    assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![Some(7)], 2));
+    bench.device.connect(&info(2), 100, wire(&bench));
+    assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![], 3));
+    bench.device.disconnect(PortNo(2));
+    bench.device.connect(&info(2), 100, wire(&bench));
+    assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![], 1));
+}
+
+#[test]
 fn a_replaced_rule_has_new_actions_level_and_mark_and_its_old_counts() {
     let mut bench = Bench::new("sim,level=full");
     let handle = bench.put(1, 7);
@@ -291,7 +310,7 @@ fn a_packet_never_waits_for_a_change_of_the_table() {
 #[test]
 fn frames_in_the_ring_carry_the_marks_of_the_moment_they_entered_it() {
     let mut bench = Bench::new("sim,ring=64");
-    assert_eq!(bench.device.ring(64), 128);
+    assert_eq!(bench.device.ring(64), 160);
     let handle = bench.put(1, 7);
     bench.inner.arrive((0..64).map(|_| frame(1)));
     assert_eq!(bench.look(), (32, vec![Some(7); 32]));
@@ -304,6 +323,32 @@ fn frames_in_the_ring_carry_the_marks_of_the_moment_they_entered_it() {
     assert_eq!(bench.look(), (0, vec![]));
     assert_eq!(bench.queue.next_due(), None);
     assert_eq!(bench.counts().hits, 65);
+}
+
+#[test]
+fn what_the_nic_forwards_waits_for_what_is_in_the_ring_before_it() {
+    let mut bench = Bench::new("sim,level=full,ring=64");
+    bench.inner.arrive((0..40).map(|_| frame(1)));
+    assert_eq!(bench.look(), (32, vec![None; 32]));
+    let handle = bench.put(1, 7);
+    bench.put(2, 8);
+    // Eight came before the rule did.
+    bench.inner.arrive([1, 2, 3, 1].map(frame));
+    assert_eq!((bench.look(), bench.sent()), ((8, vec![None; 8]), vec![]));
+    assert_eq!((bench.look(), bench.sent()), ((3, vec![None]), vec![(2, 1, 60), (2, 2, 60)]));
+    assert_eq!((bench.look(), bench.sent()), ((1, vec![]), vec![(2, 1, 60)]));
+    // With nothing before them they do not wait.
+    assert_eq!((bench.pass(&[1, 3, 1]), bench.sent()), (vec![None], vec![(2, 1, 60), (2, 1, 60)]));
+    let expected = PortCounts { full: 5, full_bytes: 300, misses: 42, ..PortCounts::default() };
+    assert_eq!(bench.counts(), expected);
+    // A rule that has gone before their turn came does not forward them.
+    bench.inner.arrive((0..33).map(|_| frame(3)).chain([frame(1), frame(2)]));
+    assert_eq!(bench.look(), (32, vec![None; 32]));
+    bench.backend.delete(handle).unwrap();
+    assert_eq!((bench.look(), bench.sent()), ((1, vec![None]), vec![]));
+    assert_eq!((bench.look(), bench.sent()), ((2, vec![None]), vec![(2, 2, 60)]));
+    assert_eq!(bench.look(), (0, vec![]));
+    assert_eq!(bench.counts(), PortCounts { full: 6, full_bytes: 360, misses: 76, ..PortCounts::default() });
 }
 
 #[test]
@@ -330,7 +375,8 @@ fn the_ring_holds_no_more_than_it_may_and_a_turn_takes_every_frame_that_was_in_i
         looks += 1;
         assert!(looks < 1_000, "a turn ends");
     }
-    assert!((68..=100).contains(&stale), "{stale} frames were in the ring");
+    // A third of those in the ring.
+    assert!((23..=44).contains(&stale), "{stale} frames were in the ring");
     for _ in 0..20 {
         assert!(bench.look().1.iter().all(Option::is_none), "the old mark is gone");
     }

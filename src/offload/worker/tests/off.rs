@@ -43,7 +43,7 @@ fn hanging(
                 None => self.0.put(flow),
             }
         }
-        fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<Done, PutError> {
+        fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
             self.0.replace(handle, flow)
         }
         fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
