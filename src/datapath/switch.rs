@@ -468,6 +468,7 @@ impl Switch {
             // A poller that has stopped has no flows.
             let _ = answer.await;
         }
+        self.offload.renewed();
     }
 
     /// A page of one poller's flows, from number `from` on; empty from a poller that there is not (any more).

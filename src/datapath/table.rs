@@ -297,6 +297,10 @@ impl FlowTable {
     /// Replaces this poller's end of the offload path: the device was restarted and knows nothing. No mark means anything from
     /// now on, and each flow asks anew, a slice at a time.
     pub fn set_agent(&mut self, agent: Agent) {
+        if self.agent.as_ref().is_some_and(|present| present.is_of_same_life(&agent)) {
+            // This poller began after the restart.
+            return;
+        }
         self.marks = Marks::new();
         self.turned_away.clear();
         self.agent = Some(agent);

@@ -1,7 +1,8 @@
 //! [`Agent`]: a poller's end of the offload path, and [`Mailbox`], where the worker leaves what the poller should see.
 //!
 //! # Thread-safety
-//! An agent belongs to one poller. Its mailbox is filled by the workers. Neither side waits for the other.
+//! An agent belongs to one poller. Its mailbox is filled by the workers. Neither side waits for the other's work: who wakes a
+//! worker that is just falling asleep waits for the few instructions that this takes.
 
 use std::sync::Arc as StdArc;
 use std::time::Instant;
@@ -96,6 +97,11 @@ impl Agent {
             // No worker has ever heard of it, or none that is still there.
             cell.set_outcome(Standing::Gone);
         }
+    }
+
+    /// Whether both were made between the same two restarts of the device.
+    pub fn is_of_same_life(&self, other: &Agent) -> bool {
+        self.crew.life == other.crew.life
     }
 
     /// Whether the device is given up: what cells say of it holds no longer.

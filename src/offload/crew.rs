@@ -8,17 +8,21 @@
 //!   routes  whose queue its flows go to; written by the worker that has the shard, when it gives it away
 //!
 //!   old worker                                          new worker
-//!   rules of the shard ──── message ──────────────────► its own from now on
-//!   route = new worker                                  flows of it that came earlier are held until then
+//!   route = new worker                                  flows of it that come now are held
+//!   rules of the shard ──── message ──────────────────► its own from now on; what was held is looked at
 //!   flows of it that still come ──── passed on ───────► looked at
 //! ```
+//!
+//! The plan may change at any moment, while a shard is on its way, too. The route is written by the worker that has the
+//! shard, before the message that gives it away: so there is one writer at a time, and whoever has got the shard may give it
+//! on at once.
 //!
 //! Since the queue only says "look at this flow", a flow may be passed on, late and out of order, without harm.
 //!
 //! # Thread-safety
 //! Shared by workers, agents and the control thread. An agent only reads the routes; nothing here makes it wait.
 
-use std::sync::atomic::{AtomicU8 as PlanEntry, AtomicU64 as Word, AtomicUsize as Size};
+use std::sync::atomic::{AtomicBool as Flag, AtomicU8 as PlanEntry, AtomicU64 as Word, AtomicUsize as Size, fence};
 use std::sync::{Arc as StdArc, Mutex as StdMutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +67,8 @@ pub(crate) struct Crew {
     marks: StdMutex<MarkPool>,
     throttle: StdMutex<Bucket>,
     off: OnceLock<String>,
+    renewed: Flag,
+    stopping: Flag,
     /// The number of the newest flush.
     flushes: Word,
     /// Rules and marks given back so far: whoever waits for room knows by it that there is some.
@@ -115,6 +121,8 @@ impl Crew {
             marks: StdMutex::new(marks),
             throttle: StdMutex::default(),
             off: OnceLock::new(),
+            renewed: Flag::new(life == 0),
+            stopping: Flag::new(false),
             flushes: Word::new(0),
             freed: Word::new(0),
         }
@@ -131,7 +139,7 @@ impl Crew {
         self.routes[shard].load(Ordering::Acquire) as usize
     }
 
-    /// The worker's that gave the shard away, after the message that gives it.
+    /// The worker's that gives the shard away, before the message that gives it.
     pub fn set_route(&self, shard: usize, worker: usize) {
         self.routes[shard].store(worker as u8, Ordering::Release);
     }
@@ -139,6 +147,11 @@ impl Crew {
     /// The worker that a shard should belong to.
     pub fn planned(&self, shard: usize) -> usize {
         self.plan[shard].load(Ordering::Acquire) as usize
+    }
+
+    /// The shards whose flows go to worker `id`.
+    pub fn shards_of(&self, id: usize) -> [bool; SHARDS] {
+        std::array::from_fn(|shard| self.route(shard) == id)
     }
 
     /// Deals the shards out to the first `threads` workers.
@@ -160,10 +173,48 @@ impl Crew {
 
     /// The device is not used any more, and its marks are ignored from this moment. `false`: it was off before.
     pub fn fail(&self, why: String) -> bool {
-        self.fence.raise();
         let first = self.off.set(why).is_ok();
+        if first {
+            // Once a life: whoever comes back from a former one has no say about the present.
+            fence(Ordering::SeqCst);
+            self.fence.raise();
+        }
         self.lanes.iter().for_each(|lanes| lanes.ask(Message::Look));
         first
+    }
+
+    /// The device's marks may be trusted, unless it has failed meanwhile: with the two fences, either that is seen here, or
+    /// the fence is raised later than it is lowered here.
+    pub fn trust(&self) {
+        self.fence.lower();
+        fence(Ordering::SeqCst);
+        if self.off.get().is_some() {
+            self.fence.raise();
+        }
+    }
+
+    /// Whether every poller has an agent of this life, and no mark of a former one.
+    pub fn is_renewed(&self) -> bool {
+        self.renewed.load(Ordering::Acquire)
+    }
+
+    pub fn set_renewed(&self) {
+        self.renewed.store(true, Ordering::Release);
+        self.lanes.iter().for_each(|lanes| lanes.poke());
+    }
+
+    /// Whether the workers have been told to end: nothing is handed from one to another any more.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub fn set_stopping(&self) {
+        self.stopping.store(true, Ordering::Release);
+    }
+
+    /// The number of the newest flush: what a rule that is put now is younger than.
+    pub fn newest_flush(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
     }
 
     pub fn take_mark(&self) -> Option<MarkLease> {
@@ -212,8 +263,9 @@ impl Crew {
 
     /// An operation is asked of the device.
     pub fn operated(&self) {
-        if self.settings.operation_rate() > 0 {
-            self.bucket().tokens -= 1.0;
+        let rate = self.settings.operation_rate();
+        if rate > 0 {
+            self.bucket().spend(rate);
         }
     }
 
@@ -229,7 +281,12 @@ impl Crew {
 }
 
 impl Bucket {
-    /// Holds a tenth of a second's tokens at most; goes below zero by what is not held back.
+    /// What is not held back makes debts, of a second's tokens at most: puts and changes must go on some time.
+    fn spend(&mut self, rate: u64) {
+        self.tokens = (self.tokens - 1.0).max(-(rate as f64));
+    }
+
+    /// Holds a tenth of a second's tokens at most.
     fn look(&mut self, rate: u64, now: Instant) -> Result<(), Instant> {
         let rate = rate as f64;
         let most = (rate / 10.0).max(1.0);
@@ -277,15 +334,18 @@ mod tests {
         while now < start + Duration::from_secs(10) {
             match bucket.look(100, now) {
                 Ok(()) => {
-                    bucket.tokens -= 1.0;
+                    bucket.spend(100);
                     passed += 1;
                 }
                 Err(due) => now = due,
             }
         }
         assert!((1_000..=1_011).contains(&passed), "{passed}");
-        bucket.tokens -= 50.0;
+        (0..50).for_each(|_| bucket.spend(100));
         let due = bucket.look(100, now).unwrap_err();
         assert!(due > now + Duration::from_millis(450), "fifty removals are half a second");
+        (0..100_000).for_each(|_| bucket.spend(100));
+        let due = bucket.look(100, now).unwrap_err();
+        assert!(due <= now + Duration::from_millis(1_010), "debts have a bound");
     }
 }

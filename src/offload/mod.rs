@@ -140,6 +140,8 @@ struct Path {
     device: StdArc<dyn Device>,
     caps: BackendCaps,
     staff: StdMutex<Staff>,
+    /// Held while the device is brought back: one at a time.
+    resuming: StdMutex<()>,
 }
 
 /// The crew of this life of the device, and what a new worker or a new crew must be told.
@@ -203,7 +205,10 @@ impl Offload {
             let mut staff = path.staff();
             let threads = config.threads.clamp(1, WORKERS);
             (staff.hired, staff.working) = (threads, threads);
-            (0..threads).map(|id| Worker::new(id, StdArc::clone(&staff.crew), config, false)).collect::<Vec<_>>()
+            let crew = &staff.crew;
+            (0..threads)
+                .map(|id| Worker::new(id, StdArc::clone(crew), crew.shards_of(id), config, false))
+                .collect::<Vec<_>>()
         });
         let workers = workers.collect();
         (offload, workers)
@@ -222,7 +227,7 @@ impl Offload {
             mailboxes: Vec::new(),
             stopped: false,
         };
-        let path = Path { device, caps, staff: StdMutex::new(staff) };
+        let path = Path { device, caps, staff: StdMutex::new(staff), resuming: StdMutex::default() };
         Offload { start, settings, config: config.clone(), census: Census::default(), path: Some(path) }
     }
 
@@ -348,12 +353,15 @@ impl Offload {
     }
 
     /// Brings a device back that hung or failed: restarts it and hires a new crew. Agents of the old one are of no more use:
-    /// each poller must be given a new one ([`Offload::agent`]) and adopt its flows again. `false`: it was not off.
+    /// each poller must be given a new one ([`Offload::agent`]) and adopt its flows again; then call [`Offload::renewed`].
+    /// `false`: it was not off.
     ///
     /// # Errors
     /// It does not come back; it stays off.
     pub fn resume(&self) -> Result<bool, ResumeError> {
         let path = self.path.as_ref().ok_or(ResumeError::NoDevice)?;
+        // It guards no data.
+        let _alone = path.resuming.lock().unwrap_or_else(PoisonError::into_inner);
         {
             let staff = path.staff();
             if staff.stopped {
@@ -376,9 +384,20 @@ impl Offload {
         staff.crew = StdArc::new(crew);
         staff.threads.clear();
         staff.hired = 0;
-        staff.employ(threads, &self.config, true)?;
+        if let Err(error) = staff.employ(threads, &self.config, true) {
+            staff.crew.fail(format!("cannot start a worker: {error}"));
+            return Err(error.into());
+        }
         log::info!("offload: the {} device is back", path.caps.name);
         Ok(true)
+    }
+
+    /// Every poller has been given a new agent after [`Offload::resume`], and knows no mark of the device's former life any more.
+    /// Only then is the device filled.
+    pub fn renewed(&self) {
+        if let Some(path) = &self.path {
+            path.staff().crew.set_renewed();
+        }
     }
 
     /// Everything there is to say at this moment.
@@ -441,6 +460,7 @@ impl Path {
         let (crew, threads) = {
             let mut staff = self.staff();
             staff.stopped = true;
+            staff.crew.set_stopping();
             (StdArc::clone(&staff.crew), std::mem::take(&mut staff.threads))
         };
         let (reply, receiver) = mpsc::channel();
@@ -562,7 +582,6 @@ impl Staff {
         let threads = threads.clamp(1, WORKERS);
         while self.hired < threads {
             let id = self.hired;
-            let worker = Worker::new(id, StdArc::clone(&self.crew), config, convalescent);
             // Before it looks for the first time: it must know every queue in which old marks may wait.
             let lanes = &self.crew.lanes[id];
             for mailbox in &self.mailboxes {
@@ -571,7 +590,11 @@ impl Staff {
             for (info, queues) in self.ports.values() {
                 lanes.send(Message::PortAdded(info.clone(), queues.clone()));
             }
-            let thread = std::thread::Builder::new().name(format!("offload-{id}")).spawn(move || worker.run())?;
+            // Its shards are those of this moment: what it is given later comes with a message. All else is its own to make, so
+            // that a thread that does not start leaves nothing behind.
+            let (crew, shards, config) = (StdArc::clone(&self.crew), self.crew.shards_of(id), config.clone());
+            let work = move || Worker::new(id, crew, shards, &config, convalescent).run();
+            let thread = std::thread::Builder::new().name(format!("offload-{id}")).spawn(work)?;
             self.threads.push(thread);
             self.hired += 1;
         }

@@ -70,6 +70,16 @@ pub trait Weigh {
     fn weigh(&self) -> usize;
 }
 
+/// What a worker wakes up for; each includes the ones before it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Sake {
+    /// Messages and pokes.
+    Messages,
+    /// What goes before puts.
+    Urgent,
+    Anything,
+}
+
 /// Lanes of nodes and a list of rare messages, consumed by one thread that sleeps when there is nothing.
 pub struct Queue<T, M> {
     lanes: [Lane<T>; LANES],
@@ -367,11 +377,16 @@ impl<T, M> Consumer<T, M> {
     /// Sleeps until something is enqueued or sent, the queue is poked, or `timeout` is over. Returns at once when
     /// something waits.
     pub fn sleep(&mut self, timeout: Option<Duration>) {
+        self.sleep_for(Sake::Anything, timeout);
+    }
+
+    /// The same for the sake of `sake` alone: what else waits, or comes, is left waiting until `timeout` at least.
+    pub fn sleep_for(&mut self, sake: Sake, timeout: Option<Duration>) {
         let wake = &*self.queue.wake;
         let mut messages = self.queue.lock();
         // A swap, as in `wake_if_asleep`: what was published before the flag was last cleared is seen below.
         wake.sleeping.swap(true, Ordering::AcqRel);
-        if self.expects_all() && !self.take_poke() {
+        if self.expects(sake) && !self.take_poke() {
             // `sleeping` is the predicate: only a producer or sender that has something for us clears it, so that a
             // spurious wake-up waits again. The lanes are looked at afterwards, never popped on trust. Acquire: a poke
             // that cleared it is seen below.
@@ -395,10 +410,12 @@ impl<T, M> Consumer<T, M> {
         drop(messages);
     }
 
-    /// Whether nothing waits, and whoever changes that will tell. To be called with the mutex in hand.
-    fn expects_all(&self) -> bool {
-        let expects = |lane: &Lane<T>| lane.deletes.stack.expect() && lane.puts.side.stack.expect();
-        !self.has_messages() && self.puts.is_empty() && self.deletes.is_empty() && self.queue.lanes.iter().all(expects)
+    /// Whether nothing of the kind waits, and whoever changes that will tell. To be called with the mutex in hand.
+    fn expects(&self, sake: Sake) -> bool {
+        let lanes = &self.queue.lanes;
+        let deletes = || self.deletes.is_empty() && lanes.iter().all(|lane| lane.deletes.stack.expect());
+        let puts = || self.puts.is_empty() && lanes.iter().all(|lane| lane.puts.side.stack.expect());
+        !self.has_messages() && (sake < Sake::Urgent || deletes()) && (sake < Sake::Anything || puts())
     }
 
     fn take_poke(&self) -> bool {

@@ -39,7 +39,7 @@ use super::agent::Mailbox;
 use super::backend::{DeleteError, Done, Install, PutError};
 use super::crew::{Crew, SHARDS};
 use super::mark::{MarkLease, Quarantined};
-use super::queue::{Consumer, Queue};
+use super::queue::{Consumer, Queue, Sake};
 use super::report::{MarkPage, PortRow, Request, Tally};
 use super::state::{Cell, FlowStats, Level, OffloadCell, Standing, Wants, since};
 use super::table::{InDevice, Installed, Owners, Rule, RuleId};
@@ -184,15 +184,21 @@ enum Step {
 }
 
 impl Worker {
-    /// Worker number `id` of `crew`. `convalescent`: the device was restarted.
-    pub(super) fn new(id: usize, crew: StdArc<Crew>, config: &super::OffloadConfig, convalescent: bool) -> Worker {
+    /// Worker number `id` of `crew`, with the shards that are its own now. `convalescent`: the device was restarted.
+    pub(super) fn new(
+        id: usize,
+        crew: StdArc<Crew>,
+        shards: [bool; SHARDS],
+        config: &super::OffloadConfig,
+        convalescent: bool,
+    ) -> Worker {
         let start = Instant::now();
         Worker {
             id,
             consumer: Consumer::new(Arc::clone(&crew.lanes[id])),
             device: Device::new(id, StdArc::clone(&crew)),
             rules: Installed::default(),
-            shards: std::array::from_fn(|shard| crew.route(shard) == id),
+            shards,
             held: Vec::new(),
             quarantine: VecDeque::new(),
             next_quarantine_look: start,
@@ -213,7 +219,7 @@ impl Worker {
             next_probe: start,
             evictions: VecDeque::new(),
             next_evictions: start,
-            flush: 0,
+            flush: crew.newest_flush(),
             flushes: Vec::new(),
             stats_interval: config.stats_interval,
             next_stats: start + config.stats_interval,
@@ -236,7 +242,7 @@ impl Worker {
             if !self.stopped && !self.has_work(now) {
                 let timeout = self.next_due().map(|due| due.saturating_duration_since(Instant::now()));
                 if timeout != Some(Duration::ZERO) {
-                    self.consumer.sleep(timeout);
+                    self.consumer.sleep_for(self.sake(), timeout);
                 }
             }
         }
@@ -292,18 +298,16 @@ impl Worker {
         }
     }
 
-    /// Whether the device may be used: after a restart not before the receive queues have turned over. Then its marks may be
-    /// trusted again.
+    /// Whether the device may be used: after a restart not before the pollers have forgotten the marks of its former life, and
+    /// the receive queues have turned over. Then its marks may be trusted again.
     fn is_well(&mut self, now: Instant) -> bool {
         if !self.convalescent {
             return true;
         }
         self.recovery.retain(|(queue, point)| !queue.turned_over_since(point));
-        if self.recovery.is_empty() {
+        if self.recovery.is_empty() && self.crew.is_renewed() {
             self.convalescent = false;
-            if self.crew.off().is_none() {
-                self.crew.fence.lower();
-            }
+            self.crew.trust();
             return true;
         }
         self.next_quarantine_look = now + QUARANTINE_LOOK;
@@ -321,9 +325,18 @@ impl Worker {
             || !self.todo.is_empty()
             || (puts && !self.delayed.is_empty())
             || (puts && (self.room > 0 || self.room_known != self.crew.room_so_far()) && !self.waiting.is_empty())
-            || !self.evictions.is_empty()
+            || (puts && !self.evictions.is_empty())
             || self.stats_at.is_some()
             || self.next_due().is_some_and(|due| due <= now)
+    }
+
+    /// What there is to wake up for.
+    fn sake(&self) -> Sake {
+        match self.next_operation {
+            _ if self.convalescent => Sake::Messages,
+            Some(_) => Sake::Urgent,
+            None => Sake::Anything,
+        }
     }
 
     /// When something falls due by itself.
@@ -367,7 +380,18 @@ impl Worker {
             self.bury_the_dead(id);
             match self.next_step(id, now) {
                 Step::Bind => return self.bind(id, request, now),
-                Step::Put(..) | Step::Replace(..) if !self.may_operate(now) => return self.delay(id),
+                Step::Put(..) if !self.may_operate(now) => return self.delay(id),
+                Step::Replace(..) if !self.may_operate(now) => {
+                    // Better in software than by actions that nobody wants any more; what only marks has none.
+                    let acts = self
+                        .rules
+                        .get(id)
+                        .and_then(|rule| rule.has.as_ref())
+                        .is_some_and(|has| has.level == Level::Full);
+                    if !acts || !self.remove(id, now) {
+                        return self.delay(id);
+                    }
+                }
                 Step::Put(wants, done) => {
                     if self.put(id, &wants, done, now) {
                         return;
@@ -654,6 +678,10 @@ impl Worker {
     }
 
     fn bury(&mut self, cell: &Arc<OffloadCell>) {
+        if cell.outcome() == Standing::Gone {
+            // It stood in both lanes.
+            return;
+        }
         OffloadCell::publish_mark(cell, None);
         cell.set_outcome(Standing::Gone);
         cell.settle_estate();

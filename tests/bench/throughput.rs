@@ -229,8 +229,8 @@ impl Backend for Channel {
         Ok((Handle(self.0.puts.fetch_add(1, Ordering::Release)), Done::at(Level::Mark)))
     }
 
-    fn replace(&mut self, _: Handle, _: Install<'_>) -> Result<Done, PutError> {
-        Ok(Done::at(Level::Mark))
+    fn replace(&mut self, _: Handle, _: Install<'_>) -> Result<(Done, FlowStats), PutError> {
+        Ok((Done::at(Level::Mark), FlowStats::default()))
     }
 
     fn delete(&mut self, _: Handle) -> Result<FlowStats, DeleteError> {

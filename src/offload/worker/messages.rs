@@ -66,7 +66,11 @@ impl Worker {
             }
             Message::Flush { number, gathering } => {
                 self.flush = self.flush.max(number);
-                let ids = self.rules.all_in_device();
+                let mut ids = self.rules.all_in_device();
+                // Rules that came from another worker may have been put after the flush was asked for.
+                ids.retain(|&id| {
+                    self.rules.get(id).and_then(|rule| rule.has.as_ref()).is_some_and(|has| has.flush < number)
+                });
                 self.flushes.push(Flushing { number, left: ids.len(), removed: 0, gathering });
                 self.todo.extend(ids);
                 self.end_flushes();
@@ -91,6 +95,7 @@ impl Worker {
             self.todo.extend(self.rules.iter().map(|(id, _)| id));
         }
         self.give_away();
+        self.end_flushes();
     }
 
     fn attach(&mut self, info: PortInfo, mut queues: Vec<StdArc<RxProgress>>) {
@@ -146,7 +151,8 @@ impl Worker {
 
     pub(super) fn end_flushes(&mut self) {
         // Rules of shards that are on their way here may be older than the flush, too.
-        if self.awaits_shards() || self.flushes.iter().all(|flush| flush.left > 0) {
+        let awaits = self.awaits_shards() && self.crew.off().is_none();
+        if awaits || self.flushes.iter().all(|flush| flush.left > 0) {
             return;
         }
         // Whoever asked may read the counts at once.

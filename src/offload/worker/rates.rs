@@ -100,6 +100,10 @@ impl Worker {
             self.choose(now);
         }
         for _ in 0..BATCH {
+            // Room that nobody may take is of no use.
+            if !self.may_operate(now) {
+                break;
+            }
             let Some(id) = self.evictions.pop_front() else { break };
             if self.waiting.is_empty() {
                 self.evictions.clear();

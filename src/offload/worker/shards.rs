@@ -51,13 +51,17 @@ impl Worker {
         if self.flushes.iter().any(|flush| flush.left > 0) {
             return;
         }
-        let goes = |worker: &Worker, shard: usize| worker.shards[shard] && worker.crew.planned(shard) != worker.id;
-        if !(0..SHARDS).any(|shard| goes(self, shard)) {
+        if self.crew.is_stopping() {
+            return;
+        }
+        // Looked at once: the plan may change at any moment, and each shard goes as a whole or not at all.
+        let plan: [usize; SHARDS] = std::array::from_fn(|shard| self.crew.planned(shard));
+        let goes: [bool; SHARDS] = std::array::from_fn(|shard| self.shards[shard] && plan[shard] != self.id);
+        if !goes.contains(&true) {
             return;
         }
         let mut parcels: Vec<Vec<Rule>> = (0..SHARDS).map(|_| Vec::new()).collect();
-        let ids: Vec<_> =
-            self.rules.iter().filter(|(_, rule)| goes(self, shard_of(rule.hash))).map(|(id, _)| id).collect();
+        let ids: Vec<_> = self.rules.iter().filter(|(_, rule)| goes[shard_of(rule.hash)]).map(|(id, _)| id).collect();
         for id in ids {
             if let Some(ticket) = self.rules.get_mut(id).and_then(|rule| rule.ticket.take()) {
                 self.waiting.remove(ticket);
@@ -70,14 +74,15 @@ impl Worker {
         }
         self.detach_all();
         for (shard, rules) in parcels.into_iter().enumerate() {
-            if !goes(self, shard) {
+            if !goes[shard] {
                 continue;
             }
-            let to = self.crew.planned(shard);
+            let to = plan[shard];
             self.shards[shard] = false;
             let generation = self.device.generation();
-            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules, generation })));
+            // The route first: once the parcel is there, the shard and its route are the other's to give away again.
             self.crew.set_route(shard, to);
+            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules, generation })));
         }
     }
 

@@ -113,6 +113,7 @@ fn a_device_that_hangs_is_fenced_and_one_that_is_restarted_is_used_once_old_mark
     assert!(offload.resume().unwrap());
     drop(let_go);
     let renewed = offload.agent(0, Box::new(|| {})).unwrap();
+    offload.renewed();
     renewed.release(world.now, &cell);
     assert_eq!(cell.standing(), Standing::Gone, "a flow of the old life is nobody's");
     drop(agent);
