@@ -214,7 +214,7 @@ fn a_port_that_was_removed_is_let_go_by_a_worker_that_gives_its_last_rules_away(
     let mut world = crew_of(2);
     world.offload.set_threads(1).unwrap();
     let (stay, go): (Vec<_>, Vec<_>) =
-        (0..50).map(|i| world.adopt(i)).partition(|cell| crate::offload::crew::shard_of(cell.hash()) % 2 == 0);
+        (0..50).map(|i| world.adopt(i)).partition(|cell| crate::offload::crew::shard_of(cell.hash()).is_multiple_of(2));
     stay.iter().for_each(|cell| world.agent.release(world.now, cell));
     world.settle();
     world.script.lock().unwrap().delete_failures = u32::MAX;
