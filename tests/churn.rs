@@ -54,12 +54,14 @@ const FOR_EVER: Duration = Duration::from_secs(3_600);
 /// Numbers that ports may have.
 const PORTS: u64 = 6;
 const FRAMES: usize = 3_000;
+/// Of those, the frames that are sent most often, each of another flow.
+const ELEPHANTS: usize = 40;
 /// Decisions that a failure prints.
 const REMEMBERED: usize = 60;
 
-/// What devices are made of: with little room, few marks, or everything.
+/// What devices are made of, in turn: everything, or little room, few marks, and less that they can do.
 const DEVICES: [&str; 5] =
-    ["", ",capacity=60", ",mark-bits=8", ",capacity=60,replace=false", ",without=set(ipv4)+vlan"];
+    ["", ",capacity=60", ",mark-bits=8", ",capacity=60,replace=false", ",without=set(eth)+vlan_vid"];
 
 #[test]
 fn whatever_happens_nothing_is_lost_or_left_behind() {
@@ -69,14 +71,20 @@ fn whatever_happens_nothing_is_lost_or_left_behind() {
     let next = AtomicU64::new(first);
     let run = || {
         iter::from_fn(|| Some(next.fetch_add(1, Ordering::Relaxed)).filter(|seed| *seed < end))
-            .filter(|&seed| panic::catch_unwind(|| round(seed, Length::Time(time))).is_err())
-            .collect::<Vec<u64>>()
+            .map(|seed| panic::catch_unwind(|| round(seed, Length::Time(time))).map_err(|_| seed))
+            .collect::<Vec<_>>()
     };
-    let failed: Vec<u64> = thread::scope(|scope| {
+    let rounds: Vec<Result<Seen, u64>> = thread::scope(|scope| {
         let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(run)).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
     });
+    let failed: Vec<u64> = rounds.iter().filter_map(|round| round.err()).collect();
     assert!(failed.is_empty(), "seeds {failed:?} failed");
+    // Nothing was proved if nothing happened.
+    let sum = |count: fn(&Seen) -> u64| rounds.iter().flatten().map(count).sum::<u64>();
+    let seen = Seen { marked: sum(|s| s.marked), full: sum(|s| s.full), resumed: sum(|s| s.resumed) };
+    println!("{seen:?}");
+    assert!(seen.marked > 0 && seen.full > 0 && (seen.resumed > 0 || only.is_some()), "{seen:?}");
 }
 
 /// Other tests use memory meanwhile, so this one has a process to itself.
@@ -92,7 +100,8 @@ fn memory_does_not_grow_from_round_to_round() {
 #[test]
 #[ignore = "measures the memory of the whole process; memory_does_not_grow_from_round_to_round runs it"]
 fn rounds_in_a_process_of_their_own() {
-    const MOST: u64 = 8 << 10;
+    /// In KiB. What the allocator keeps levels off after the second round; a leak would not.
+    const MOST: u64 = 4 << 10;
     let resident: Vec<u64> = (0..4)
         .map(|_| {
             round(1, Length::Steps(1_000));
@@ -101,6 +110,7 @@ fn rounds_in_a_process_of_their_own() {
             line.trim().trim_end_matches(" kB").parse().unwrap()
         })
         .collect();
+    println!("resident after each round: {resident:?} KiB");
     let grown = resident[3].saturating_sub(resident[1]);
     assert!(grown <= MOST, "{grown} KiB in two rounds: {resident:?}");
 }
@@ -111,13 +121,24 @@ enum Length {
     Steps(usize),
 }
 
+/// What happened in a round.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    /// Packets found by their mark.
+    marked: u64,
+    /// Packets that the device handled wholly.
+    full: u64,
+    /// Times that the device was given up and came back.
+    resumed: u64,
+}
+
 /// One seed, from an empty switch to nothing.
-fn round(seed: u64, length: Length) {
+fn round(seed: u64, length: Length) -> Seen {
     let mut churn = Churn::new(seed);
     churn.churn(length);
     churn.mend();
     churn.settle();
-    churn.leave();
+    churn.leave()
 }
 
 /// A switch, what was done to it, and what the one who did it knows of it.
@@ -131,6 +152,8 @@ struct Churn {
     ports: BTreeMap<u32, OpenPort>,
     account: Account,
     pollers: u64,
+    /// Times that the device came back.
+    resumed: u64,
     /// Flushes asked for, and when nobody waits for them any more.
     flushes: Vec<(Instant, oneshot::Receiver<Flushed>)>,
     /// The last decisions.
@@ -157,7 +180,7 @@ struct Account {
 impl Churn {
     fn new(seed: u64) -> Churn {
         let mut random = Random(seed);
-        let kind = format!("chaos,over=sim,level=full,ring=64,seed={seed}{}", random.pick(&DEVICES));
+        let kind = format!("chaos,over=sim,level=full,ring=64,seed={seed}{}", DEVICES[(seed % 5) as usize]);
         let start = Instant::now();
         let opened = backend::open(&kind.parse().unwrap(), start).unwrap();
         let device = Arc::downgrade(&opened);
@@ -187,6 +210,7 @@ impl Churn {
             ports: BTreeMap::new(),
             account: Account::default(),
             pollers,
+            resumed: 0,
             flushes: Vec::new(),
             journal: VecDeque::new(),
             next_tick: start,
@@ -234,9 +258,9 @@ impl Churn {
             87..89 => self.move_queue(),
             89..91 => self.change_policy(),
             91..92 => self.change_limits(),
-            92..95 => self.set_fault(),
-            95..96 => self.hang(),
-            96..99 => self.clear_faults(),
+            92..94 => self.set_fault(),
+            94..95 => self.hang(),
+            95..99 => self.clear_faults(),
             _ => self.look(),
         }
     }
@@ -254,9 +278,9 @@ impl Churn {
         let queue = self.random.below(self.ports[&port].queues) as usize;
         let (frames, each) = (1 + self.random.below(8), 1 + self.random.below(8));
         for _ in 0..frames {
-            let all = self.frames.len() as u64;
-            // Some come more often.
-            let which = self.random.below(all).min(self.random.below(all)) as usize;
+            // Most are of few flows, so that those are still there when the next frame comes.
+            let among = if self.random.chance(4) { self.frames.len() } else { ELEPHANTS };
+            let which = self.random.below(among as u64) as usize;
             for _ in 0..each {
                 let taken = self.switch.inject(&format!("p{port}"), queue, &self.frames[which].bytes).is_ok();
                 self.ports.get_mut(&port).unwrap().accepted += u64::from(taken);
@@ -432,9 +456,10 @@ impl Churn {
         }
     }
 
-    fn resume(&self) {
+    fn resume(&mut self) {
         if self.switch.offload.resume().unwrap() {
             finish(self.switch.renew_agents());
+            self.resumed += 1;
         }
     }
 
@@ -467,7 +492,7 @@ impl Churn {
     }
 
     /// Removes everything and sees that it is gone.
-    fn leave(mut self) {
+    fn leave(mut self) -> Seen {
         self.note("leave");
         self.slowpath.load("", &self.switch.names(), Instant::now()).unwrap();
         finish(self.switch.flush(None));
@@ -478,11 +503,14 @@ impl Churn {
         }
         self.await_nothing_wrong("nothing is left", Churn::left);
         let device = Weak::clone(&self.device);
+        let marked = self.switch.totals().lookup.mark_hit.get();
+        let seen = Seen { marked, full: self.account.full, resumed: self.resumed };
         self.switch.stop();
         let stopped = self.switch.offload.stop(Instant::now() + PATIENCE);
         assert_eq!((stopped.removed, stopped.left), (0, 0));
         drop(self);
         await_that("everybody has let go of the device", || device.strong_count() == 0);
+        seen
     }
 
     fn await_nothing_wrong(&self, what: &str, wrong: impl Fn(&Churn) -> Vec<String>) {
