@@ -139,6 +139,8 @@ fn a_flow_that_the_device_marks_and_forwards_by_turns_is_counted_once() {
          --port p2,type=sim,port_no=2 --port p1,type=sim,port_no=1,flows=1,rate=4000,count={FRAMES}"
     ));
     let of_device = |count: &str| world.offload(&format!("/port_counts/p1/{count}"));
+    let shown = || world.json(["dpif/offload-show"]);
+    world.wait_until("the worker knows the port", || shown()["port_counts"]["p1"].is_object());
     let arrived = || world.perf("rx_packets") + of_device("full");
     // The device cannot push a tag, so that it marks what is to have one, and forwards what is not.
     for (actions, count) in [("push_vlan:0x8100,output:2", "hits"), ("output:2", "full")].into_iter().cycle() {
