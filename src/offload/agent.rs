@@ -155,25 +155,28 @@ impl Agent {
         if !self.is_mine(cell) {
             return;
         }
-        let admitted = cell.is_admitted();
-        // A flow that is in must be looked at even when it now wants what cannot be: its old rule has to go.
-        if !admitted {
-            if !self.crew.settings.is_enabled() {
-                return self.refuse(now, cell, Reason::Disabled, "offload is switched off");
-            }
-            if let Some(why) = self.crew.off() {
-                return self.refuse(now, cell, Reason::Off, why);
-            }
-            if let Err(what) = self.crew.caps.check(cell.matching(), &cell.wants().actions) {
-                return self.refuse(now, cell, what.into(), &what.to_string());
-            }
-            // From the put on, the outcome is the worker's.
-            self.uncount(cell);
-            cell.set_outcome(Standing::Software);
-            cell.set_trouble(None);
+        let queue = self.crew.queue_for(cell.hash());
+        if cell.is_admitted() {
+            // Its rule may be out of date, and then has to go or to change, even when what the flow wants now cannot be: before
+            // any put, as a delete.
+            cell.request(since(self.crew.start, now));
+            return queue.delete(self.lane(), cell);
         }
+        if !self.crew.settings.is_enabled() {
+            return self.refuse(now, cell, Reason::Disabled, "offload is switched off");
+        }
+        if let Some(why) = self.crew.off() {
+            return self.refuse(now, cell, Reason::Off, why);
+        }
+        if let Err(what) = self.crew.caps.check(cell.matching(), &cell.wants().actions) {
+            return self.refuse(now, cell, what.into(), &what.to_string());
+        }
+        // From the put on, the outcome is the worker's.
+        self.uncount(cell);
+        cell.set_outcome(Standing::Software);
+        cell.set_trouble(None);
         cell.request(since(self.crew.start, now));
-        match self.crew.queue_for(cell.hash()).put(self.lane(), cell, admitted) {
+        match queue.put(self.lane(), cell, false) {
             Admission::Queued | Admission::Coalesced => cell.admit(),
             Admission::Full => self.refuse(now, cell, Reason::QueueFull, "the put lane is full"),
         }

@@ -6,7 +6,7 @@
 //! ```text
 //!   poller                      a worker's queue             that worker                device
 //!   Agent::adopt ──wants──► put lane    ─┐ condvar, only  ┌─► compare wants with  ──► put/replace
-//!   Agent::update ─wants──► put lane    ─┤ when asleep    │   what the device has ──► delete
+//!   Agent::update ─wants──► delete lane ─┤ when asleep    │   what the device has ──► delete
 //!   Agent::release ─dead──► delete lane ─┘                │   ◄── outcome ──────────
 //!   Agent::drain ◄────────── inbox of cells ◄─────────────┘   (bind or unbind this mark)
 //! ```

@@ -110,7 +110,7 @@ struct Messages<M> {
 pub struct QueueCounts {
     /// Flows that wait to be put.
     pub depth: usize,
-    /// Flows that wait to be deleted.
+    /// Flows that wait for something of theirs to be deleted or changed.
     pub deletes: usize,
     /// Memory that waits, in bytes: the puts' and, which no limit holds back, the deletes'.
     pub bytes: usize,
@@ -170,7 +170,8 @@ impl<T: Weigh, M> Queue<T, M> {
         Admission::Queued
     }
 
-    /// Asks the worker to look at a dead `node`, before all that are alive. Never refused.
+    /// Asks the worker to look at `node` before all puts: the device may have something of it that must go, because it is
+    /// dead or wants something else now. Never refused.
     pub fn delete(&self, lane: usize, node: &Arc<Node<T>>) {
         let lane = &self.lanes[lane % LANES];
         let Some(claimed) = Node::claim::<DELETE>(node) else {

@@ -128,3 +128,17 @@ fn a_device_that_hangs_is_fenced_and_one_that_is_restarted_is_used_once_old_mark
     let stopped = offload.stop(Instant::now() + Duration::from_secs(60));
     assert_eq!(stopped.left, 0);
 }
+
+#[test]
+fn who_comes_back_from_a_former_life_of_the_device_has_no_say_about_the_present_one() {
+    let world = World::new(|_, _| {});
+    let crew = StdArc::clone(&world.worker.crew);
+    assert!(crew.fail("it hangs".to_owned()));
+    assert!(world.fence.is_raised());
+    world.fence.lower();
+    assert!(!crew.fail("and panics at last".to_owned()));
+    assert!(!world.fence.is_raised());
+    // Nor is a device trusted that has failed.
+    crew.trust();
+    assert!(world.fence.is_raised());
+}

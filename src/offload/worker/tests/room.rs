@@ -275,3 +275,37 @@ fn counts_never_go_back_and_lie_in_no_future_whatever_the_device_says() {
         }
     }
 }
+
+#[test]
+fn a_flow_that_stands_in_both_lanes_is_inherited_once() {
+    struct Once(AtomicU64);
+    impl Heir for Once {
+        fn inherit(&self, _: FlowStats) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let mut world = World::new(|script, _| script.counts = FlowStats { packets: 7, bytes: 700, used_ns: 1 });
+    let cell = world.adopt(1);
+    world.settle();
+    let heir = Arc::new(Once(AtomicU64::new(0)));
+    cell.leave_to(heir.clone());
+    world.agent.update(world.now, &cell, output(2), 2);
+    world.agent.release(world.now, &cell);
+    world.settle();
+    assert_eq!((heir.0.load(Ordering::Relaxed), world.offload.queue().depth), (1, 0));
+}
+
+#[test]
+fn outdated_actions_do_not_stay_in_the_device_for_want_of_operations() {
+    let mut world = World::new(|_, config| config.wanted.operation_rate = 10);
+    let cells: Vec<_> = (0..10).map(|i| world.adopt(i)).collect();
+    world.pass(Duration::from_secs(3));
+    assert_eq!(world.device_actions().len(), 10);
+    for cell in &cells {
+        world.agent.update(world.now, cell, output(9), 2);
+    }
+    world.settle();
+    assert!(world.device_actions().iter().all(|actions| *actions == output(9)), "the rest is in software");
+    world.pass(Duration::from_secs(5));
+    assert_eq!(world.device_actions().len(), 10);
+}

@@ -241,3 +241,44 @@ fn whoever_hires_a_worker_asks_the_device_nothing_since_it_may_hang() {
     });
     assert_eq!(asks.try_recv(), Ok(()), "before the first rule");
 }
+
+#[test]
+fn a_flush_ends_though_the_shards_it_waited_for_stay_where_they_are() {
+    let mut world = crew_of(2);
+    world.offload.set_threads(1).unwrap();
+    world.settle();
+    let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
+    world.settle();
+    // The second worker hears that shards are to come, of the flush, and that they do not come after all.
+    world.offload.set_threads(2).unwrap();
+    let mut flushed = world.offload.flush();
+    world.others[0].turn(world.now);
+    world.offload.set_threads(1).unwrap();
+    world.settle();
+    assert_eq!(flushed.try_recv(), Ok(Some(Flushed { removed: 100, trouble: None })));
+    drop(cells);
+}
+
+#[test]
+fn a_plan_that_changes_to_and_fro_leaves_every_rule_with_the_one_worker_that_has_its_shard() {
+    let mut world = crew_of(4);
+    let cells: Vec<_> = (0..300).map(|i| world.adopt(i)).collect();
+    world.settle();
+    for step in 0..200 {
+        world.offload.set_threads(1 + step * 7 % 4).unwrap();
+        // Whoever's turn it is looks, the others do not.
+        let now = world.now;
+        match step % 5 {
+            0 => world.worker.turn(now),
+            other if other < 4 => world.others[other - 1].turn(now),
+            _ => {}
+        }
+        world.agent.update(now, &cells[step], output(5), step as u64 + 2);
+    }
+    world.settle();
+    assert_eq!(rules_of(&world).iter().sum::<usize>(), 300);
+    assert_eq!(world.device_actions().len(), 300);
+    assert!(cells[..200].iter().all(|cell| cell.actions() == output(5)));
+    assert_eq!(world.device_actions().iter().filter(|actions| **actions == output(5)).count(), 200);
+    assert!(world.worker.held.is_empty() && world.others.iter().all(|worker| worker.held.is_empty()));
+}
