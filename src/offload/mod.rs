@@ -155,6 +155,8 @@ struct Staff {
     working: usize,
     ports: BTreeMap<PortNo, (PortInfo, Vec<StdArc<RxProgress>>)>,
     mailboxes: Vec<Arc<Mailbox>>,
+    /// What the queues had counted when the counts were last cleared.
+    cleared: Vec<QueueCounts>,
     stopped: bool,
 }
 
@@ -225,6 +227,7 @@ impl Offload {
             working: 0,
             ports: BTreeMap::new(),
             mailboxes: Vec::new(),
+            cleared: Vec::new(),
             stopped: false,
         };
         let path = Path { device, caps, staff: StdMutex::new(staff), resuming: StdMutex::default() };
@@ -383,6 +386,7 @@ impl Offload {
         let crew = Crew::new(life, StdArc::clone(&path.device), self.start, settings, &self.config, threads);
         staff.crew = StdArc::new(crew);
         staff.threads.clear();
+        staff.cleared.clear();
         staff.hired = 0;
         if let Err(error) = staff.employ(threads, &self.config, true) {
             staff.crew.fail(format!("cannot start a worker: {error}"));
@@ -408,10 +412,12 @@ impl Offload {
         }
     }
 
-    /// Counts and times begin anew.
+    /// Counts and times begin anew; what there is, and the greatest depth of a queue, stays.
     pub fn clear_counts(&self) {
         let Some(path) = &self.path else { return };
-        path.staff().crew.posts.iter().for_each(|post| post.report().clear());
+        let mut staff = path.staff();
+        staff.crew.posts.iter().for_each(|post| post.report().clear());
+        staff.cleared = staff.lanes().map(|lanes| lanes.counts()).collect();
     }
 
     /// Up to `limit` (at most 1,000) marks above `after` with their megaflows. Answered by the workers, so not while the
@@ -436,7 +442,7 @@ impl Offload {
     pub fn queue(&self) -> QueueCounts {
         let Some(path) = &self.path else { return QueueCounts::default() };
         let staff = path.staff();
-        QueueCounts::sum(staff.lanes().map(|lanes| lanes.counts()))
+        QueueCounts::sum((0..staff.hired).map(|id| staff.counts(id)))
     }
 
     /// Removes every rule from the device and ends the workers. A worker that has not ended at `deadline` hangs in the
@@ -522,7 +528,7 @@ impl Path {
             });
             all.workers.push(WorkerRow {
                 id,
-                queue: crew.lanes[id].counts(),
+                queue: staff.counts(id),
                 rules: report.rules,
                 megaflows: report.megaflows,
                 waiting: report.waiting,
@@ -560,6 +566,12 @@ impl Staff {
     /// The queues of the workers that there are.
     fn lanes(&self) -> impl Iterator<Item = &Arc<worker::Lanes>> {
         self.crew.lanes.iter().take(self.hired)
+    }
+
+    /// What a worker's queue has counted since the counts were last cleared.
+    fn counts(&self, id: usize) -> QueueCounts {
+        let cleared = self.cleared.get(id).copied().unwrap_or_default();
+        self.crew.lanes[id].counts().since(&cleared)
     }
 
     fn tell(&self, message: impl Fn() -> Message) {

@@ -131,6 +131,17 @@ pub struct QueueCounts {
 }
 
 impl QueueCounts {
+    /// What there is, with what was counted since `earlier`. The greatest depth stays that since the start.
+    pub fn since(self, earlier: &QueueCounts) -> QueueCounts {
+        QueueCounts {
+            enqueued: self.enqueued.saturating_sub(earlier.enqueued),
+            coalesced: self.coalesced.saturating_sub(earlier.coalesced),
+            refused: self.refused.saturating_sub(earlier.refused),
+            wakeups: self.wakeups.saturating_sub(earlier.wakeups),
+            ..self
+        }
+    }
+
     /// The counts of several queues together.
     pub fn sum(all: impl Iterator<Item = QueueCounts>) -> QueueCounts {
         all.reduce(|sum, more| QueueCounts {

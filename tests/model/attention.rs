@@ -121,9 +121,9 @@ impl Backend for OneRule {
         Ok((Handle(1), Done::at(Level::Full)))
     }
 
-    fn replace(&mut self, _: Handle, flow: Install<'_>) -> Result<Done, PutError> {
+    fn replace(&mut self, _: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
         self.0.store(outputs(flow.actions), Ordering::Relaxed);
-        Ok(Done::at(Level::Full))
+        Ok((Done::at(Level::Full), FlowStats::default()))
     }
 
     fn delete(&mut self, _: Handle) -> Result<FlowStats, DeleteError> {
@@ -363,4 +363,35 @@ fn the_checker_catches_a_mailbox_that_is_closed_without_a_fence() {
             false => assert!(crate::is_caught(model)),
         }
     }
+}
+
+/// Whose a flow is changes while it changes: whoever has its shard in the end has heard of its newest actions, and no other
+/// puts it a second time.
+#[test]
+fn a_flow_that_changes_while_its_shard_moves_ends_with_its_newest_actions_in_the_device() {
+    loom::model(|| {
+        let device = Arc::new(AtomicUsize::new(0));
+        let hour = Duration::from_secs(3_600);
+        let config = OffloadConfig { threads: 2, stats_interval: hour, ..OffloadConfig::default() };
+        let one_rule = std::sync::Arc::new(OneRule(Arc::clone(&device)));
+        let (offload, mut workers) = Offload::assemble_many(one_rule, Instant::now(), &config);
+        let agent = offload.agent(0, Box::new(|| {})).expect("there is a device");
+        let now = Instant::now();
+        offload.port_added(port(), Vec::new());
+        let cell = adopt(&agent, now);
+        workers.iter_mut().for_each(|worker| worker.turn(now));
+        // Whichever worker has it, one of the two plans takes it away.
+        offload.set_threads(1).expect("nobody is hired");
+        let thread = thread::spawn(move || {
+            workers.iter_mut().rev().for_each(|worker| worker.turn(now));
+            workers
+        });
+        agent.update(now, &cell, output(2), 2);
+        let mut workers = thread.join().unwrap();
+        for _ in 0..4 {
+            workers.iter_mut().for_each(|worker| worker.turn(now));
+        }
+        assert!(!workers.iter().any(|worker| worker.has_work(now)));
+        assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Offloaded(Level::Full), 2));
+    });
 }

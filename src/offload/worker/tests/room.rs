@@ -309,3 +309,22 @@ fn outdated_actions_do_not_stay_in_the_device_for_want_of_operations() {
     world.pass(Duration::from_secs(5));
     assert_eq!(world.device_actions().len(), 10);
 }
+
+#[test]
+fn counts_that_are_cleared_begin_anew_and_what_there_is_stays() {
+    let mut world = World::new(|_, _| {});
+    let cell = world.adopt(1);
+    world.settle();
+    world.agent.update(world.now, &cell, output(2), 2);
+    world.agent.update(world.now, &cell, output(3), 3);
+    world.settle();
+    world.offload.clear_counts();
+    let snapshot = world.offload.snapshot();
+    assert_eq!((snapshot.operations.total(), snapshot.latency.all.count, snapshot.device_time.count), (0, 0, 0));
+    assert_eq!((snapshot.queue.enqueued, snapshot.queue.coalesced), (0, 0));
+    assert_eq!((snapshot.rules, snapshot.megaflows, snapshot.marks.in_use), (1, 1, 1));
+    world.agent.update(world.now, &cell, output(4), 4);
+    world.settle();
+    let snapshot = world.offload.snapshot();
+    assert_eq!((snapshot.operations.modify.done, snapshot.queue.enqueued, snapshot.latency.modify.count), (1, 1, 1));
+}
