@@ -31,6 +31,9 @@ use crate::slowpath::Decision;
 /// Flows that are looked at between two batches.
 const SLICE: u32 = 128;
 
+/// Flows that were turned away and ask again between two batches: few, since each batch with them waits for them.
+const ASKS: u32 = 4;
+
 /// Flows of one hand-made mask up to which each is told apart by itself; above, by the whole mask.
 const SEPARATE_EACH: usize = 32;
 
@@ -278,7 +281,7 @@ impl FlowTable {
 
     fn ask_again(&mut self, now: Instant) {
         let Some(agent) = &self.agent else { return self.turned_away.clear() };
-        for _ in 0..SLICE {
+        for _ in 0..ASKS {
             let Some(next) = self.turned_away.front().copied() else { break };
             let flow = self.flows.get(next.index).filter(|_| self.flows.is_live(next));
             if let Some(cell) = flow.and_then(|flow| flow.cell.as_ref()).filter(|cell| is_turned_away(cell)) {

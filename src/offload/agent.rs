@@ -26,11 +26,13 @@ pub const INBOX: usize = 2;
 pub struct Agent {
     crew: StdArc<Crew>,
     mailbox: Arc<Mailbox>,
+    /// The words for a full queue: where it is, they are said of every new flow.
+    full: StdArc<str>,
 }
 
 impl Agent {
     pub(super) fn new(crew: StdArc<Crew>, mailbox: Arc<Mailbox>) -> Agent {
-        Agent { crew, mailbox }
+        Agent { crew, mailbox, full: "the put lane is full".into() }
     }
 
     /// A new flow: makes its cell and asks for it to be put. What the device is known not to be able to do is refused
@@ -68,7 +70,7 @@ impl Agent {
         if let Some(lacking) = self.crew.settings.lacks(record) {
             // Nothing new is not worth a new note.
             if cell.outcome() != Standing::Refused(Reason::Policy) {
-                self.refuse(now, cell, Reason::Policy, &lacking);
+                self.refuse(now, cell, Reason::Policy, lacking);
             }
             return;
         }
@@ -169,7 +171,7 @@ impl Agent {
             return self.refuse(now, cell, Reason::Off, why);
         }
         if let Err(what) = self.crew.caps.check(cell.matching(), &cell.wants().actions) {
-            return self.refuse(now, cell, what.into(), &what.to_string());
+            return self.refuse(now, cell, what.into(), what.to_string());
         }
         // From the put on, the outcome is the worker's.
         self.uncount(cell);
@@ -178,12 +180,12 @@ impl Agent {
         cell.request(since(self.crew.start, now));
         match queue.put(self.lane(), cell, false) {
             Admission::Queued | Admission::Coalesced => cell.admit(),
-            Admission::Full => self.refuse(now, cell, Reason::QueueFull, "the put lane is full"),
+            Admission::Full => self.refuse(now, cell, Reason::QueueFull, StdArc::clone(&self.full)),
         }
     }
 
     /// A flow that no worker knows is not let in.
-    fn refuse(&self, now: Instant, cell: &OffloadCell, why: Reason, text: &str) {
+    fn refuse(&self, now: Instant, cell: &OffloadCell, why: Reason, text: impl Into<StdArc<str>>) {
         self.uncount(cell);
         self.mailbox.refused[why as usize].add(1);
         let trouble = Trouble::new(why, text, cell.wants().decision, now).after(cell.trouble().as_deref());
