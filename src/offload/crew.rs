@@ -73,6 +73,8 @@ pub(crate) struct Crew {
     flushes: Word,
     /// Rules and marks given back so far: whoever waits for room knows by it that there is some.
     freed: Word,
+    /// The workers with rules that wait for room, a bit for each.
+    hungry: Word,
 }
 
 /// What one worker tells the others and its watchers.
@@ -125,6 +127,7 @@ impl Crew {
             stopping: Flag::new(false),
             flushes: Word::new(0),
             freed: Word::new(0),
+            hungry: Word::new(0),
         }
     }
 
@@ -240,11 +243,20 @@ impl Crew {
     /// Room has appeared: wakes those that wait for it.
     pub fn freed(&self, by: usize) {
         self.freed.fetch_add(1, Ordering::Relaxed);
-        for (id, post) in self.posts.iter().enumerate() {
-            if id != by && post.waiting.load(Ordering::Relaxed) > 0 {
-                self.lanes[id].poke();
-            }
+        let others = self.hungry.load(Ordering::Relaxed) & !(1 << by);
+        if others != 0 {
+            (0..WORKERS).filter(|id| others & (1 << id) != 0).for_each(|id| self.lanes[id].poke());
         }
+    }
+
+    /// So many of a worker's rules wait for room.
+    pub fn set_waiting(&self, id: usize, rules: usize) {
+        let before = self.posts[id].waiting.swap(rules, Ordering::Relaxed);
+        match (before, rules) {
+            (0, 1..) => self.hungry.fetch_or(1 << id, Ordering::Relaxed),
+            (1.., 0) => self.hungry.fetch_and(!(1 << id), Ordering::Relaxed),
+            _ => return,
+        };
     }
 
     /// How much room has appeared so far.

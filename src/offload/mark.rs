@@ -18,6 +18,8 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::port::{RxPoint, RxProgress};
 
 /// A flow mark: the number that a device stamps on the packets of a flow. 0 is no mark.
@@ -129,7 +131,8 @@ impl MarkLease {
 #[must_use = "a quarantined mark that is dropped is lost for ever"]
 pub struct Quarantined {
     mark: Mark,
-    points: Vec<(Arc<RxProgress>, RxPoint)>,
+    /// Most rules are of one port, and many ports have one queue.
+    points: SmallVec<[(Arc<RxProgress>, RxPoint); 1]>,
 }
 
 impl Quarantined {

@@ -251,6 +251,7 @@ impl Worker {
     /// One round of everything that is due at `now`. A message that comes in the midst of it, which may be the one to
     /// stop, waits for no more than one more step of each kind, however slow the device.
     pub fn turn(&mut self, now: Instant) {
+        self.device.tell_time(now);
         match self.consumer.take_messages() {
             Some(messages) => messages.into_iter().for_each(|message| self.obey(message, now)),
             // It was given up while it hung in the device.
@@ -640,11 +641,12 @@ impl Worker {
     fn bind(&mut self, id: RuleId, request: Request, now: Instant) {
         self.explain_shortfall(id, now);
         let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
+        let moment = since(self.crew.start, self.device.clock());
         for owner in rule.living() {
             OffloadCell::publish_mark(owner, Some(has.lease.mark()));
             owner.set_outcome(Standing::Offloaded(has.level));
             owner.set_trouble(rule.short.as_ref());
-            answer(owner, request, self.crew.start, &mut self.tally);
+            answer(owner, request, moment, &mut self.tally);
         }
     }
 
@@ -685,7 +687,7 @@ impl Worker {
         OffloadCell::publish_mark(cell, None);
         cell.set_outcome(Standing::Gone);
         cell.settle_estate();
-        answer(cell, Request::Delete, self.crew.start, &mut self.tally);
+        answer(cell, Request::Delete, since(self.crew.start, self.device.clock()), &mut self.tally);
     }
 
     /// A put or a replace failed.
@@ -732,10 +734,11 @@ impl Worker {
         let Some((rule, trouble)) = self.rules.get(id).and_then(|rule| Some((rule, rule.trouble.as_ref()?))) else {
             return;
         };
+        let moment = since(self.crew.start, self.device.clock());
         for owner in rule.living() {
             owner.set_outcome(Standing::Refused(trouble.why));
             owner.set_trouble(Some(trouble));
-            answer(owner, Request::Put, self.crew.start, &mut self.tally);
+            answer(owner, Request::Put, moment, &mut self.tally);
         }
     }
 
@@ -970,7 +973,7 @@ impl Worker {
             self.forget_all();
         }
         let post = &self.crew.posts[self.id];
-        post.waiting.store(self.waiting.len(), Ordering::Relaxed);
+        self.crew.set_waiting(self.id, self.waiting.len());
         post.in_device.store(self.rules.in_device(), Ordering::Relaxed);
         let mut report = post.report();
         report.take(&mut self.tally);
@@ -1000,7 +1003,7 @@ impl Drop for Worker {
     }
 }
 
-fn answer(cell: &OffloadCell, request: Request, start: Instant, tally: &mut Tally) {
-    // The end of a request is now, whenever the turn began.
-    tally.latency.extend(cell.answer(since(start, Instant::now())).map(|time| (request, time)));
+/// `moment`: now, from the crew's start.
+fn answer(cell: &OffloadCell, request: Request, moment: Duration, tally: &mut Tally) {
+    tally.latency.extend(cell.answer(moment).map(|time| (request, time)));
 }

@@ -16,12 +16,14 @@ pub(super) struct Device {
     generation: Option<Generation>,
     crew: Arc<Crew>,
     id: usize,
+    /// The latest moment that is known.
+    clock: Instant,
 }
 
 impl Device {
     pub(super) fn new(id: usize, crew: Arc<Crew>) -> Device {
         // Nothing is asked yet: whoever hires a worker does not wait for the device.
-        Device { backend: crew.device.channel(), generation: None, crew, id }
+        Device { backend: crew.device.channel(), generation: None, crew, id, clock: Instant::now() }
     }
 
     /// Calls the backend unless the device is off. Its state after a panic is nobody's guess, so it is never called again
@@ -48,7 +50,20 @@ impl Device {
             self.crew.fail(why.clone());
             why
         });
-        (result, begin.elapsed())
+        let end = Instant::now();
+        self.clock = self.clock.max(end);
+        (result, end - begin)
+    }
+
+    /// It is `now`, or later.
+    pub(super) fn tell_time(&mut self, now: Instant) {
+        self.clock = self.clock.max(now);
+    }
+
+    /// The time when the device last answered, or that it was last told. All that a worker waits for is the device, so it
+    /// need not look at the clock again.
+    pub(super) fn clock(&self) -> Instant {
+        self.clock
     }
 
     /// An operation on the table: counted against the limit of them, and timed.

@@ -1,6 +1,5 @@
 //! What is rare: ports that come and go, flushes, questions, other settings, the end.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc as StdArc, Mutex as StdMutex, PoisonError};
 use std::time::Instant;
 
@@ -150,9 +149,11 @@ impl Worker {
     }
 
     pub(super) fn end_flushes(&mut self) {
+        if self.flushes.iter().all(|flush| flush.left > 0) {
+            return;
+        }
         // Rules of shards that are on their way here may be older than the flush, too.
-        let awaits = self.awaits_shards() && self.crew.off().is_none();
-        if awaits || self.flushes.iter().all(|flush| flush.left > 0) {
+        if self.awaits_shards() && self.crew.off().is_none() {
             return;
         }
         // Whoever asked may read the counts at once.
@@ -213,7 +214,7 @@ impl Worker {
         }
         self.stopped = true;
         let left = self.rules.in_device();
-        self.crew.posts[self.id].waiting.store(0, Ordering::Relaxed);
+        self.crew.set_waiting(self.id, 0);
         Stopped { removed: before - left, left }
     }
 }
