@@ -26,13 +26,11 @@ pub const INBOX: usize = 2;
 pub struct Agent {
     crew: StdArc<Crew>,
     mailbox: Arc<Mailbox>,
-    /// The words for a full queue: where it is, they are said of every new flow.
-    full: StdArc<str>,
 }
 
 impl Agent {
     pub(super) fn new(crew: StdArc<Crew>, mailbox: Arc<Mailbox>) -> Agent {
-        Agent { crew, mailbox, full: "the put lane is full".into() }
+        Agent { crew, mailbox }
     }
 
     /// A new flow: makes its cell and asks for it to be put. What the device is known not to be able to do is refused
@@ -129,6 +127,11 @@ impl Agent {
     pub fn trouble(&self, cell: &OffloadCell) -> Option<StdArc<Trouble>> {
         match self.crew.off() {
             Some(why) => Some(StdArc::new(Trouble::new(Reason::Off, why, 0, Instant::now()))),
+            // Not noted with each flow: where the queue is full, that would be with every new one.
+            None if self.standing(cell) == Standing::Refused(Reason::QueueFull) => {
+                let asked = self.crew.start + cell.requested().unwrap_or_default();
+                Some(StdArc::new(Trouble::new(Reason::QueueFull, "the put lane is full", cell.wants().decision, asked)))
+            }
             None => cell.trouble(),
         }
     }
@@ -180,7 +183,10 @@ impl Agent {
         cell.request(since(self.crew.start, now));
         match queue.put(self.lane(), cell, false) {
             Admission::Queued | Admission::Coalesced => cell.admit(),
-            Admission::Full => self.refuse(now, cell, Reason::QueueFull, StdArc::clone(&self.full)),
+            Admission::Full => {
+                self.mailbox.refused[Reason::QueueFull as usize].add(1);
+                cell.set_outcome(Standing::Refused(Reason::QueueFull));
+            }
         }
     }
 

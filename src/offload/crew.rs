@@ -1,4 +1,4 @@
-//! [`Crew`]: what the workers of one device have in common.
+//! `Crew`: what the workers of one device have in common.
 //!
 //! Megaflows are dealt out in [`SHARDS`] fixed parts by their hash, so each megaflow has one worker for all pollers and
 //! whatever is done about it is done in order. Two tables say whose a shard is:

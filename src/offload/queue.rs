@@ -1,7 +1,7 @@
 //! [`Queue`]: flows that need the worker's attention, and how the worker is woken.
 //!
-//! Each poller has a [lane](lane) of its own, with two stacks of the cells themselves: *puts*, where a flow that was
-//! never let in is refused when there is no [room](room); and *deletes*, which refuse nobody. Neither needs memory: the
+//! Each poller has a *lane* of its own, with two stacks of the cells themselves: *puts*, where a flow that was
+//! never let in is refused when there is no room; and *deletes*, which refuse nobody. Neither needs memory: the
 //! nodes are the flows' own, each at most once a link, so both are bounded by the flows that were let in. A flow that
 //! is in may need the worker to take its old actions out of the device, so asking for it again is never refused either.
 //!

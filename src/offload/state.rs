@@ -371,6 +371,11 @@ impl Cell {
         }
     }
 
+    /// When the oldest open request was made, since the offload's start; `None`: there is none.
+    pub(super) fn requested(&self) -> Option<Duration> {
+        self.requested.load(Ordering::Relaxed).checked_sub(1).map(Duration::from_nanos)
+    }
+
     /// The worker's: closes the open request and says how long it was open.
     pub(super) fn answer(&self, since_start: Duration) -> Option<Duration> {
         let requested = self.requested.swap(0, Ordering::Relaxed).checked_sub(1)?;
@@ -453,22 +458,31 @@ impl OffloadCell {
     }
 }
 
-/// Wants are few words that change together, with one writer and any number of readers.
+/// Wants are few words that change together, with one writer and any number of readers. Most never change, and cost no more
+/// than a reference count.
 #[cfg(not(loom))]
-struct Published<T>(arc_swap::ArcSwap<T>);
+struct Published<T> {
+    first: StdArc<T>,
+    later: OnceLock<arc_swap::ArcSwap<T>>,
+}
 
 #[cfg(not(loom))]
 impl<T> Published<T> {
     fn new(value: T) -> Published<T> {
-        Published(arc_swap::ArcSwap::from_pointee(value))
+        Published { first: StdArc::new(value), later: OnceLock::new() }
     }
 
-    fn load(&self) -> std::sync::Arc<T> {
-        self.0.load_full()
+    fn load(&self) -> StdArc<T> {
+        self.later.get().map_or_else(|| StdArc::clone(&self.first), |later| later.load_full())
     }
 
     fn store(&self, value: T) {
-        self.0.store(std::sync::Arc::new(value));
+        let value = StdArc::new(value);
+        match self.later.get() {
+            Some(later) => later.store(value),
+            // There is one writer, so nobody else has set it meanwhile.
+            None => drop(self.later.set(arc_swap::ArcSwap::new(value))),
+        }
     }
 }
 
@@ -491,21 +505,20 @@ impl<T> Published<T> {
     }
 }
 
-/// What is noted of a flow now and then, and read by dumps.
+/// What is noted of a flow now and then, and read by dumps. Of most flows nothing ever is.
 #[cfg(not(loom))]
 #[derive(Default)]
-struct Note(arc_swap::ArcSwapOption<Trouble>);
+struct Note(OnceLock<arc_swap::ArcSwapOption<Trouble>>);
 
 #[cfg(not(loom))]
 impl Note {
     fn read(&self) -> Option<StdArc<Trouble>> {
-        self.0.load_full()
+        self.0.get()?.load_full()
     }
 
     fn write(&self, trouble: Option<StdArc<Trouble>>) {
-        // Mostly there is none, and was none.
-        if trouble.is_some() || self.0.load().is_some() {
-            self.0.store(trouble);
+        if trouble.is_some() || self.0.get().is_some() {
+            self.0.get_or_init(arc_swap::ArcSwapOption::default).store(trouble);
         }
     }
 }

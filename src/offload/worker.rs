@@ -13,7 +13,7 @@
 //!
 //! # Thread-safety
 //! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells. What it shares with other
-//! workers is in the [`Crew`].
+//! workers is in the `Crew`.
 
 mod device;
 mod messages;

@@ -1,8 +1,8 @@
 //! A simulated NIC that truly matches packets: the witness.
 //!
-//! It shares neither code nor state with the datapath's lookup. It walks the headers its own way ([`parse`]), keeps a
-//! wildcarded table of its own ([`table`]), and stamps what it finds on the packets that pass ([`queue`]), or executes the
-//! rule's actions by itself ([`egress`]). If the datapath's idea of a flow and the NIC's differ, packets come out
+//! It shares neither code nor state with the datapath's lookup. It walks the headers its own way (`parse`), keeps a
+//! wildcarded table of its own (`table`), and stamps what it finds on the packets that pass (`queue`), or executes the
+//! rule's actions by itself (`egress`). If the datapath's idea of a flow and the NIC's differ, packets come out
 //! wrong, and tests see it.
 //!
 //! Operations take as long as a preset says; the time is spent by the worker, outside every lock.

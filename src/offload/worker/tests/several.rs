@@ -264,7 +264,7 @@ fn a_plan_that_changes_to_and_fro_leaves_every_rule_with_the_one_worker_that_has
     let mut world = crew_of(4);
     let cells: Vec<_> = (0..300).map(|i| world.adopt(i)).collect();
     world.settle();
-    for step in 0..200 {
+    for (step, cell) in cells.iter().enumerate().take(200) {
         world.offload.set_threads(1 + step * 7 % 4).unwrap();
         // Whoever's turn it is looks, the others do not.
         let now = world.now;
@@ -273,7 +273,7 @@ fn a_plan_that_changes_to_and_fro_leaves_every_rule_with_the_one_worker_that_has
             other if other < 4 => world.others[other - 1].turn(now),
             _ => {}
         }
-        world.agent.update(now, &cells[step], output(5), step as u64 + 2);
+        world.agent.update(now, cell, output(5), step as u64 + 2);
     }
     world.settle();
     assert_eq!(rules_of(&world).iter().sum::<usize>(), 300);
