@@ -1,7 +1,7 @@
 //! [`Worker`]: compares what flows want with what the device has, and does something about the difference.
 //!
 //! Read `Worker::reconcile` first: it is the whole policy. Everything else only says which rule to look at, and
-//! when. A turn looks at, in this order: messages, dead flows, rules that something else concerns (a flush, a port, a
+//! when. A turn looks at, in this order: messages, flows that died or changed, rules that something else concerns (a flush, a port, a
 //! reset, a setting), rules whose time has come, rules that waited for room, and at last a batch of puts.
 //!
 //! ```text
@@ -11,6 +11,12 @@
 //!                                               └── as wanted ───────────► bind the mark at the owners' pollers
 //! ```
 //!
+//! - `steps`: what is asked of the device for one rule
+//! - `reasons`: why a rule is not as wanted
+//! - `room`, `rates`: whose turn it is, and who makes room for whom
+//! - `messages`, `shards`: what comes from the control thread, and from other workers
+//! - `device`: the channel to the device
+//!
 //! # Thread-safety
 //! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells. What it shares with other
 //! workers is in the `Crew`.
@@ -18,7 +24,10 @@
 mod device;
 mod messages;
 mod rates;
+mod reasons;
+mod room;
 mod shards;
+mod steps;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
@@ -36,13 +45,13 @@ pub use shards::Parcel;
 
 use super::Stopped;
 use super::agent::Mailbox;
-use super::backend::{DeleteError, Done, Install, PutError};
+use super::backend::{Done, PutError};
 use super::crew::{Crew, SHARDS};
-use super::mark::{MarkLease, Quarantined};
+use super::mark::Quarantined;
 use super::queue::{Consumer, Queue, Sake};
 use super::report::{MarkPage, PortRow, Request, Tally};
-use super::state::{Cell, FlowStats, Level, OffloadCell, Standing, Wants, since};
-use super::table::{InDevice, Installed, Owners, Rule, RuleId};
+use super::state::{Cell, Level, OffloadCell, Wants};
+use super::table::{Installed, Owners, Rule, RuleId};
 use super::trouble::{Reason, Trouble};
 use super::waiting::Waiting;
 use crate::flow::PortNo;
@@ -468,497 +477,6 @@ impl Worker {
         }
     }
 
-    /// Puts a rule that the device does not have. `true` when the rule needs no further look.
-    fn put(&mut self, id: RuleId, wants: &Wants, able: Done, now: Instant) -> bool {
-        let Some(lease) = self.crew.take_mark() else {
-            let (_, capacity) = self.crew.marks_taken();
-            let text = format!("all {capacity} marks are in use");
-            self.refuse(id, Trouble::new(Reason::NoMark, text, wants.decision, now), now);
-            return true;
-        };
-        if self.rules.in_device() == 0 {
-            // Nothing is lost by a reset of an empty device, so it is none to start over for.
-            self.device.was_reset();
-        }
-        let Some(rule) = self.rules.get(id) else {
-            self.crew.give_mark_back(lease);
-            return true;
-        };
-        rule.living().for_each(|owner| owner.set_outcome(Standing::Installing));
-        let install = Install {
-            matching: &rule.matching,
-            actions: &wants.actions,
-            mark: lease.mark(),
-            level: able.level,
-            in_port: rule.in_port(),
-        };
-        match self.device.put(install, &mut self.tally) {
-            Ok((handle, done)) => {
-                rule.living().for_each(|owner| owner.begin_reading());
-                let has = InDevice {
-                    handle,
-                    level: done.level,
-                    lease,
-                    actions: wants.actions.clone(),
-                    short: done.short.or(able.short),
-                    flush: self.flush,
-                    since: now,
-                    stats: FlowStats::default(),
-                    confirmed: false,
-                };
-                self.set_trouble(id, None);
-                self.rules.set_has(id, Some(has));
-                self.count_has(id, true);
-                if let Some(rule) = self.rules.get_mut(id) {
-                    rule.retry = false;
-                }
-                // Another look: an owner may have died or changed its mind meanwhile.
-                false
-            }
-            Err(error) => {
-                match error {
-                    // A device that failed may have had the rule for a moment.
-                    PutError::Device(_) => self.retire(id, lease, Owners::new()),
-                    PutError::Unsupported(_) | PutError::NoRoom => self.crew.give_mark_back(lease),
-                }
-                self.fail(id, error, wants.decision, now);
-                true
-            }
-        }
-    }
-
-    /// Changes a rule in place. `false` when it failed: then the rule stands with actions that nobody wants, so it is
-    /// condemned. Its mark stays its own until the device has forgotten it.
-    fn replace(&mut self, id: RuleId, wants: &Wants, able: Done, now: Instant) -> bool {
-        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else {
-            return false;
-        };
-        let install = Install {
-            matching: &rule.matching,
-            actions: &wants.actions,
-            mark: has.lease.mark(),
-            level: able.level,
-            in_port: rule.in_port(),
-        };
-        let result = self.device.replace(has.handle, install, &mut self.tally).map(|(done, stats)| {
-            // Until then it was at the level that it had.
-            self.credit(id, stats, now);
-            done
-        });
-        self.count_has(id, false);
-        let Some(rule) = self.rules.get_mut(id) else { return false };
-        rule.retry = false;
-        let replaced = match (result, rule.has.as_mut()) {
-            (Ok(done), Some(has)) => {
-                has.level = done.level;
-                has.short = done.short.or(able.short);
-                has.actions = wants.actions.clone();
-                Ok(true)
-            }
-            (Ok(_), None) => Ok(false),
-            (Err(error), _) => {
-                rule.condemned = true;
-                Err(error)
-            }
-        };
-        self.count_has(id, true);
-        match replaced {
-            Ok(replaced) => {
-                self.set_trouble(id, None);
-                // It may be out of date again already; then the flow stands in a lane, and will be looked at.
-                replaced
-            }
-            Err(error) => {
-                self.fail(id, error, wants.decision, now);
-                false
-            }
-        }
-    }
-
-    /// Removes a rule from the device. `false` when that failed; it is tried again until it does not.
-    fn remove(&mut self, id: RuleId, now: Instant) -> bool {
-        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else {
-            return true;
-        };
-        for owner in &rule.owners {
-            OffloadCell::publish_mark(owner, None);
-            owner.set_outcome(Standing::Removing);
-        }
-        match self.device.delete(has.handle, &mut self.tally) {
-            Ok(stats) => {
-                self.credit(id, stats, now);
-                self.forgotten(id);
-                self.full = false;
-                self.room_appeared();
-                true
-            }
-            Err(DeleteError(text)) => {
-                let Some(rule) = self.rules.get_mut(id) else { return false };
-                rule.condemned = true;
-                let stuck =
-                    Trouble::new(Reason::Device, text, 0, now).after(rule.stuck.as_ref()).backing_off(rule.hash);
-                let due = stuck.next;
-                rule.stuck = Some(stuck);
-                self.timers.extend(due.map(|due| Reverse((due, id))));
-                false
-            }
-        }
-    }
-
-    /// The device has no such rule any more: its mark leaves.
-    fn forgotten(&mut self, id: RuleId) {
-        self.count_has(id, false);
-        let Some(has) = self.rules.set_has(id, None) else { return };
-        let mut unbinding = Owners::new();
-        if let Some(rule) = self.rules.get_mut(id) {
-            rule.condemned = false;
-            rule.stuck = None;
-            unbinding.extend(rule.living().cloned());
-        }
-        self.set_short(id, None);
-        self.retire(id, has.lease, unbinding);
-        for flush in &mut self.flushes {
-            if has.flush < flush.number {
-                flush.left -= 1;
-                flush.removed += 1;
-            }
-        }
-        self.end_flushes();
-        if let Some(port) = self.rules.get(id).and_then(Rule::in_port) {
-            self.detach(port);
-        }
-    }
-
-    /// Puts a mark into quarantine until the receive queues of the rule's ports have turned over.
-    fn retire(&mut self, id: RuleId, lease: MarkLease, unbinding: Owners) {
-        let port = self.rules.get(id).and_then(Rule::in_port);
-        let concerned = self.ports.iter().filter(|(number, _)| port.is_none_or(|port| port == **number));
-        let mark = lease.retire(concerned.flat_map(|(_, attached)| &attached.queues));
-        self.quarantine.push_back(Leaving { mark, port, unbinding });
-    }
-
-    /// The owners learn their mark.
-    fn bind(&mut self, id: RuleId, request: Request, now: Instant) {
-        self.explain_shortfall(id, now);
-        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
-        let moment = since(self.crew.start, self.device.clock());
-        for owner in rule.living() {
-            OffloadCell::publish_mark(owner, Some(has.lease.mark()));
-            owner.set_outcome(Standing::Offloaded(has.level));
-            owner.set_trouble(rule.short.as_ref());
-            answer(owner, request, moment, &mut self.tally);
-        }
-    }
-
-    /// Says why a rule is at a lower level than the device offers.
-    fn explain_shortfall(&mut self, id: RuleId, now: Instant) {
-        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
-        if has.level == Level::Full || self.crew.caps.level == Level::Mark {
-            return self.set_short(id, None);
-        }
-        let Some(wants) = rule.living().map(|owner| owner.wants()).max_by_key(|wants| wants.decision) else { return };
-        // The actions may have changed without a word to the device, which does not have them.
-        let able = self.crew.caps.check(&rule.matching, &wants.actions).ok().and_then(|done| done.short);
-        let Some(what) = able.or(has.short) else { return self.set_short(id, None) };
-        if rule.short.as_ref().is_none_or(|short| *short.text != *what.to_string()) {
-            self.set_short(id, Some(StdArc::new(Trouble::unsupported(what, wants.decision, now))));
-        }
-    }
-
-    /// Dead owners leave a rule that does without them: one that the device does not have, or that others own.
-    fn bury_the_dead(&mut self, id: RuleId) {
-        let Some(rule) = self.rules.get_mut(id) else { return };
-        if rule.has.is_some() && rule.living().next().is_none() {
-            return;
-        }
-        if !rule.owners.iter().any(|owner| owner.is_dead()) {
-            return;
-        }
-        let (dead, alive) = rule.owners.drain(..).partition::<Owners, _>(|owner| owner.is_dead());
-        rule.owners = alive;
-        dead.iter().for_each(|cell| self.bury(cell));
-    }
-
-    fn bury(&mut self, cell: &Arc<OffloadCell>) {
-        if cell.outcome() == Standing::Gone {
-            // It stood in both lanes.
-            return;
-        }
-        OffloadCell::publish_mark(cell, None);
-        cell.set_outcome(Standing::Gone);
-        cell.settle_estate();
-        answer(cell, Request::Delete, since(self.crew.start, self.device.clock()), &mut self.tally);
-    }
-
-    /// A put or a replace failed.
-    fn fail(&mut self, id: RuleId, error: PutError, decision: u64, now: Instant) {
-        let why = match error {
-            PutError::Unsupported(what) => what.into(),
-            PutError::NoRoom => Reason::NoRoom,
-            PutError::Device(_) if self.crew.off().is_some() => Reason::Off,
-            PutError::Device(_) => Reason::Device,
-        };
-        let text = match error {
-            PutError::Device(words) => words,
-            PutError::Unsupported(what) => what.to_string(),
-            PutError::NoRoom => error.to_string(),
-        };
-        self.full |= why == Reason::NoRoom;
-        self.refuse(id, Trouble::new(why, text, decision, now), now);
-    }
-
-    /// Records why a rule is not as wanted, and sees to it that it is tried again if that can help.
-    fn refuse(&mut self, id: RuleId, trouble: Trouble, now: Instant) {
-        let Some(rule) = self.rules.get_mut(id) else { return };
-        let mut trouble = trouble.after(rule.trouble.as_deref());
-        if trouble.why == Reason::Device {
-            trouble = trouble.backing_off(rule.hash);
-        }
-        rule.evicted = false;
-        if trouble.why.is_want_of_room() && rule.ticket.is_none() {
-            if self.waiting.is_empty() {
-                self.next_probe = trouble.last + PROBE;
-                if trouble.attempts == 1 {
-                    // How busy it is must be seen first.
-                    self.next_evictions = self.next_evictions.max(now + self.stats_interval);
-                }
-            }
-            rule.ticket = Some(self.waiting.add(rule.pace.rate, id));
-        }
-        self.timers.extend(trouble.next.map(|due| Reverse((due, id))));
-        self.set_trouble(id, Some(StdArc::new(trouble)));
-        self.show_trouble(id);
-    }
-
-    fn show_trouble(&mut self, id: RuleId) {
-        let Some((rule, trouble)) = self.rules.get(id).and_then(|rule| Some((rule, rule.trouble.as_ref()?))) else {
-            return;
-        };
-        let moment = since(self.crew.start, self.device.clock());
-        for owner in rule.living() {
-            owner.set_outcome(Standing::Refused(trouble.why));
-            owner.set_trouble(Some(trouble));
-            answer(owner, Request::Put, moment, &mut self.tally);
-        }
-    }
-
-    fn set_trouble(&mut self, id: RuleId, trouble: Option<StdArc<Trouble>>) {
-        let Some(rule) = self.rules.get_mut(id) else { return };
-        let why = trouble.as_ref().map(|trouble| trouble.why);
-        if let Some(why) = why {
-            self.refused[why as usize] += 1;
-        }
-        if !why.is_some_and(Reason::is_want_of_room)
-            && let Some(ticket) = rule.ticket.take()
-        {
-            self.waiting.remove(ticket);
-        }
-        if let Some(before) = std::mem::replace(&mut rule.trouble, trouble) {
-            self.refused[before.why as usize] -= 1;
-        }
-    }
-
-    fn set_short(&mut self, id: RuleId, short: Option<StdArc<Trouble>>) {
-        let Some(rule) = self.rules.get_mut(id) else { return };
-        if let Some(short) = &short {
-            self.short[short.why as usize] += 1;
-        }
-        if let Some(before) = std::mem::replace(&mut rule.short, short) {
-            self.short[before.why as usize] -= 1;
-        }
-    }
-
-    /// Counts the troubles of a rule that comes from another worker, or goes to one.
-    fn count_trouble(&mut self, rule: &Rule, comes: bool) {
-        let change = |counts: &mut [usize], trouble: &Option<StdArc<Trouble>>| {
-            if let Some(trouble) = trouble {
-                let count = &mut counts[trouble.why as usize];
-                *count = if comes { *count + 1 } else { *count - 1 };
-            }
-        };
-        change(&mut self.refused, &rule.trouble);
-        change(&mut self.short, &rule.short);
-    }
-
-    /// Counts a rule in the device that comes, or goes.
-    fn count_in_device(&mut self, rule: &Rule, comes: bool) {
-        let Some(has) = &rule.has else { return };
-        self.count(has.level, has.confirmed, rule.in_port(), comes);
-    }
-
-    /// The same of a rule that is in the table.
-    fn count_has(&mut self, id: RuleId, comes: bool) {
-        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
-        self.count(has.level, has.confirmed, rule.in_port(), comes);
-    }
-
-    fn count(&mut self, level: Level, confirmed: bool, port: Option<PortNo>, comes: bool) {
-        let change = |count: &mut usize| *count = if comes { *count + 1 } else { count.saturating_sub(1) };
-        if level == Level::Full {
-            change(&mut self.full_rules);
-        }
-        if confirmed {
-            change(&mut self.confirmed_rules);
-        }
-        // A rule of a port that was let go before it came is not counted when it goes, either.
-        if let Some(attached) = port.and_then(|port| self.ports.get_mut(&port)) {
-            change(&mut attached.rules);
-        }
-    }
-
-    /// The oldest timer that is due.
-    fn next_timer(&mut self, now: Instant) -> Option<RuleId> {
-        let Reverse((due, _)) = self.timers.peek()?;
-        if *due > now {
-            return None;
-        }
-        self.timers.pop().map(|Reverse((_, id))| id)
-    }
-
-    /// Whether the limit of operations lets one through.
-    fn may_operate(&mut self, now: Instant) -> bool {
-        self.next_operation = self.crew.may_operate(now).err();
-        self.next_operation.is_none()
-    }
-
-    /// It is not the rule's turn yet.
-    fn delay(&mut self, id: RuleId) {
-        let Some(rule) = self.rules.get_mut(id) else { return };
-        rule.living().filter(|_| rule.has.is_none()).for_each(|owner| owner.set_outcome(Standing::Queued));
-        if !std::mem::replace(&mut rule.delayed, true) {
-            self.delayed.push_back(id);
-        }
-    }
-
-    /// The rule that has been delayed for longest, if it is its turn.
-    fn next_delayed(&mut self, now: Instant) -> Option<RuleId> {
-        if self.delayed.is_empty() || !self.may_operate(now) {
-            return None;
-        }
-        let id = self.delayed.pop_front()?;
-        if let Some(rule) = self.rules.get_mut(id) {
-            rule.delayed = false;
-        }
-        Some(id)
-    }
-
-    /// A rule or a mark was given back.
-    fn room_appeared(&mut self) {
-        self.crew.freed(self.id);
-    }
-
-    /// Rules that waited for room or a mark try, one for each that was given back by any worker, the busiest first.
-    fn admit_waiting(&mut self, now: Instant) {
-        let appeared = self.crew.room_so_far();
-        if appeared != self.room_known {
-            self.room += (appeared - self.room_known) as usize;
-            self.room_known = appeared;
-            self.full = false;
-        }
-        if !self.waiting.is_empty() && now >= self.next_probe {
-            // Room may appear by itself.
-            self.next_probe = now + PROBE;
-            self.full = false;
-            self.room += 1;
-            self.probing = true;
-        }
-        for _ in 0..BATCH {
-            if self.room == 0 || self.waiting.is_empty() || !self.may_operate(now) {
-                break;
-            }
-            let Some(id) = self.waiting.pop() else { break };
-            let Some(rule) = self.rules.get_mut(id) else { continue };
-            rule.ticket = None;
-            if let Some(trouble) = &mut rule.trouble {
-                StdArc::make_mut(trouble).next = Some(now);
-            }
-            self.reconcile(id, now);
-            match self.rules.get(id) {
-                // One that turned out to be dead leaves the room to the next.
-                None => {}
-                Some(rule) if rule.has.is_some() => self.room -= usize::from(!self.probing),
-                Some(_) => {
-                    self.room -= 1;
-                    self.probing = false;
-                }
-            }
-            if self.full {
-                // Somebody else was quicker.
-                self.room = 0;
-            }
-            if self.consumer.has_messages() {
-                break;
-            }
-        }
-        if self.waiting.is_empty() {
-            self.room = 0;
-        }
-    }
-
-    /// Takes marks whose quarantine is over back into the pool.
-    fn release_marks(&mut self, now: Instant) {
-        if self.quarantine.is_empty() || now < self.next_quarantine_look {
-            return;
-        }
-        self.next_quarantine_look = now + QUARANTINE_LOOK;
-        let mut held = false;
-        for _ in 0..self.quarantine.len().min(4 * BATCH) {
-            let Some(leaving) = self.quarantine.pop_front() else { break };
-            let Leaving { mark, port, mut unbinding } = leaving;
-            unbinding.retain(|owner| !owner.is_delivered());
-            let mark = if unbinding.is_empty() { self.crew.release_mark(mark) } else { Err(mark) };
-            match mark {
-                Ok(()) => self.room_appeared(),
-                Err(mark) => {
-                    held = true;
-                    self.quarantine.push_back(Leaving { mark, port, unbinding });
-                }
-            }
-        }
-        if held {
-            self.ring_pollers();
-        }
-    }
-
-    /// A sleeping poller does not look at its queues by itself.
-    fn ring_pollers(&mut self) {
-        self.mailboxes.retain(|mailbox| !mailbox.is_closed());
-        self.mailboxes.iter().for_each(|mailbox| mailbox.ring());
-    }
-
-    /// The device was reset at some moment since it was last asked. Rules put after that moment are in it and stamp
-    /// their marks, so all that the table says is there must go before a mark may.
-    fn start_over(&mut self) {
-        self.tally.resets += 1;
-        if self.device.flush(&self.rules.handles()) {
-            return self.forget_all();
-        }
-        for id in self.rules.all_in_device() {
-            if let Some(rule) = self.rules.get_mut(id) {
-                rule.condemned = true;
-            }
-            self.todo.push_back(id);
-        }
-        self.full = false;
-    }
-
-    /// The device has no rule any more.
-    fn forget_all(&mut self) {
-        for id in self.rules.all_in_device() {
-            if let Some(rule) = self.rules.get(id) {
-                for owner in &rule.owners {
-                    OffloadCell::publish_mark(owner, None);
-                    owner.set_outcome(Standing::Software);
-                }
-            }
-            self.forgotten(id);
-            self.todo.push_back(id);
-        }
-        self.full = false;
-        self.stats_at = None;
-        self.room_appeared();
-    }
-
     fn serves(&self, port: Option<PortNo>) -> bool {
         self.crew.off().is_none()
             && match port {
@@ -1004,6 +522,6 @@ impl Drop for Worker {
 }
 
 /// `moment`: now, from the crew's start.
-fn answer(cell: &OffloadCell, request: Request, moment: Duration, tally: &mut Tally) {
+pub(super) fn answer(cell: &OffloadCell, request: Request, moment: Duration, tally: &mut Tally) {
     tally.latency.extend(cell.answer(moment).map(|time| (request, time)));
 }

@@ -230,7 +230,7 @@ impl fmt::Display for QueueShow {
             let queue = &worker.queue;
             writeln!(f, "worker {}:", worker.id)?;
             writeln!(f, "  puts waiting: {} of {} (highest: {})", queue.depth, queue.limit, queue.high_water)?;
-            writeln!(f, "  deletes waiting: {}", queue.deletes)?;
+            writeln!(f, "  deletes and changes waiting: {}", queue.deletes)?;
             writeln!(f, "  bytes: {} of {}", queue.bytes, queue.byte_limit)?;
             writeln!(f, "  enqueued: {}", queue.enqueued)?;
             writeln!(f, "  coalesced: {}", queue.coalesced)?;

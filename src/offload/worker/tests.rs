@@ -14,9 +14,10 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::flow::{Action, Actions, Field, Key, Mask, Match, PortNo, Ufid};
 use crate::offload::backend::{
-    ActionSet, Backend, BackendCaps, Done, Fence, FlushError, Generation, Handle, StatsError, Unsupported,
+    ActionSet, Backend, BackendCaps, DeleteError, Done, Fence, FlushError, Generation, Handle, Install, StatsError,
+    Unsupported,
 };
-use crate::offload::{Agent, FlowSlot, Flushed, Offload, OffloadConfig};
+use crate::offload::{Agent, FlowSlot, FlowStats, Flushed, Offload, OffloadConfig, Standing};
 use crate::port::{Kind, RxProgress};
 
 /// What the device holds, what was asked of it, and what it will answer.
