@@ -120,7 +120,8 @@ fn a_device_that_hangs_is_fenced_and_one_that_is_restarted_is_used_once_old_mark
     assert!(fence.is_raised() && again.mark().is_none(), "old marks may wait in the ring");
     // The ring turns over, and the worker looks: another poller may still have the old marks in its table.
     for _ in 0..3 {
-        (ring.took(0), ring.took(0));
+        ring.took(0);
+        ring.took(0);
         let mut looked = offload.flush();
         await_that("the worker looks", || looked.try_recv().unwrap().is_some());
     }

@@ -282,3 +282,29 @@ fn a_plan_that_changes_to_and_fro_leaves_every_rule_with_the_one_worker_that_has
     assert_eq!(world.device_actions().iter().filter(|actions| **actions == output(5)).count(), 200);
     assert!(world.worker.held.is_empty() && world.others.iter().all(|worker| worker.held.is_empty()));
 }
+
+#[test]
+fn rules_of_a_worker_that_was_hired_after_a_flush_are_not_taken_for_older_than_it() {
+    let world = World::new(|script, _| script.caps.mark_bits = 16);
+    let device = scripted(&world.script, &Fence::default());
+    let offload = Offload::start(Arc::new(device), Instant::now(), OffloadConfig::default()).unwrap();
+    offload.port_added(port(1), vec![]);
+    let flush = || {
+        let mut flushed = offload.flush();
+        await_that("the flush ends", || flushed.try_recv().unwrap().is_some());
+    };
+    flush();
+    offload.set_threads(2).unwrap();
+    let agent = offload.agent(0, Box::new(|| {})).unwrap();
+    let cells: Vec<_> = (1..=50).map(|i| world.adopt_for(&agent, i, output(1), 1)).collect();
+    let rules = || -> Vec<usize> { offload.snapshot().workers.iter().map(|worker| worker.rules).collect() };
+    await_that("both have put theirs", || rules().iter().sum::<usize>() == 50 && rules()[1] > 0);
+    offload.set_threads(1).unwrap();
+    await_that("the first has all", || rules() == [50, 0]);
+    // Whatever it was told before has been looked at when it says what marks there are.
+    let mut marks = pin!(offload.marks(0, 1));
+    await_that("it answers", || poll(&mut marks).is_some());
+    assert!(!world.operations().contains(&"delete"), "nothing is put anew");
+    assert!(cells.iter().all(|cell| cell.mark().is_some()));
+    offload.stop(Instant::now() + Duration::from_secs(60));
+}
