@@ -335,8 +335,7 @@ impl MarkPage {
         rows.sort_unstable_by_key(|row| row.mark);
         more |= rows.len() > limit;
         rows.truncate(limit);
-        // Rows behind the shortest page's end may be missing in between; asking on from the last row finds them not. But each
-        // page is of `limit` rows unless it is its worker's last, so among the first `limit` rows none is missing.
+        // None is missing in between: a page that goes on is of `limit` rows, so all of these lie before its end.
         let next = rows.last().filter(|_| more).map(|row| row.mark);
         MarkPage { rows, next }
     }
