@@ -9,6 +9,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::control::access::{Access, Holders, NobodyError};
+use crate::control::server::Limits;
 use crate::offload::Wanted;
 use crate::offload::crew::WORKERS;
 use crate::port::PortSpec;
@@ -66,11 +68,27 @@ pub struct RawConfig {
     log: Option<Vec<String>>,
     log_file: Option<PathBuf>,
     #[serde(default)]
+    control: RawControl,
+    #[serde(default)]
     datapath: RawDatapath,
     #[serde(default)]
     slowpath: RawSlowpath,
     #[serde(default)]
     offload: RawOffload,
+}
+
+#[derive(serde::Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawControl {
+    group: Option<String>,
+    read: Option<Vec<String>>,
+    write: Option<Vec<String>>,
+    admin: Option<Vec<String>>,
+    connections: Option<usize>,
+    request_bytes: Option<usize>,
+    output_bytes: Option<usize>,
+    batch: Option<usize>,
+    idle: Option<String>,
 }
 
 #[derive(serde::Deserialize, Clone, Debug, Default)]
@@ -114,6 +132,10 @@ pub struct Config {
     pub file: Option<PathBuf>,
     pub unixctl: Option<PathBuf>,
     pub pidfile: Option<PathBuf>,
+    /// The group whose members may connect to the control socket, if there is one of that name; empty: nobody's.
+    pub control_group: String,
+    pub access: Access,
+    pub control_limits: Limits,
     /// Log levels as `vlog/set` takes them, in order.
     pub log: Vec<String>,
     pub log_file: Option<PathBuf>,
@@ -158,6 +180,8 @@ pub enum ConfigError {
     Syntax { path: PathBuf, what: String },
     #[error("{key}: {what}")]
     Value { key: &'static str, what: String },
+    #[error("{key}: {source}")]
+    Nobody { key: &'static str, source: NobodyError },
     #[error(transparent)]
     Port(#[from] crate::port::spec::SpecError),
     #[error("{}: {error}", path.display())]
@@ -204,7 +228,7 @@ impl Config {
 
     /// `given`: the ports of the command line.
     fn resolve(raw: RawConfig, args: &Args, given: Vec<PortSpec>) -> Result<Config, ConfigError> {
-        let RawConfig { datapath, slowpath, offload, .. } = raw;
+        let RawConfig { control, datapath, slowpath, offload, .. } = raw;
         let mut ports = parse_ports(&datapath.ports.unwrap_or_default())?;
         ports.extend(given);
         if args.demo && ports.is_empty() {
@@ -221,6 +245,19 @@ impl Config {
             file: args.config.clone(),
             unixctl: args.unixctl.clone().or(raw.unixctl),
             pidfile: args.pidfile.clone().or(raw.pidfile),
+            access: access(&control)?,
+            control_group: control.group.unwrap_or_else(|| DEFAULT_GROUP.into()),
+            control_limits: {
+                let default = Limits::default();
+                let Limits { connections, request, output, batch, idle } = default;
+                Limits {
+                    connections: in_range("control.connections", control.connections, connections, 1, 10_000)?,
+                    request: in_range("control.request-bytes", control.request_bytes, request, 1_024, 1 << 30)?,
+                    output: in_range("control.output-bytes", control.output_bytes, output, 65_536, 32 << 30)?,
+                    batch: in_range("control.batch", control.batch, batch, 1, 10_000)?,
+                    idle: duration("control.idle", control.idle, idle)?,
+                }
+            },
             log: raw.log.unwrap_or_default(),
             log_file: args.log_file.clone().or(raw.log_file),
             duration: args.duration,
@@ -261,6 +298,31 @@ impl Config {
             },
         })
     }
+}
+
+/// Whose members may connect, look and change, unless the file says otherwise.
+const DEFAULT_GROUP: &str = "offloadd";
+
+/// Who may do what. Those that the file names must be there; the default group need not.
+fn access(control: &RawControl) -> Result<Access, ConfigError> {
+    let holders = |key: &'static str, written: &Option<Vec<String>>, default: &[&str]| {
+        let mut holders = Holders::default();
+        match written {
+            Some(names) => {
+                for name in names {
+                    holders.add(name).map_err(|source| ConfigError::Nobody { key, source })?;
+                }
+            }
+            None => default.iter().for_each(|name| drop(holders.add(name))),
+        }
+        Ok::<_, ConfigError>(holders)
+    };
+    let members = format!("@{DEFAULT_GROUP}");
+    Ok(Access {
+        read: holders("control.read", &control.read, &[&members])?,
+        write: holders("control.write", &control.write, &[&members])?,
+        admin: holders("control.admin", &control.admin, &[])?,
+    })
 }
 
 /// The device when none is named.
@@ -366,6 +428,15 @@ mod tests {
             "pidfile",
             "log",
             "log-file",
+            "group",
+            "read",
+            "write",
+            "admin",
+            "connections",
+            "request-bytes",
+            "output-bytes",
+            "batch",
+            "idle",
             "ports",
             "pollers",
             "cpus",

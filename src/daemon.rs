@@ -22,12 +22,14 @@ use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use arc_swap::ArcSwap;
 use futures_channel::oneshot;
 use offloadctl::rundir::RunDir;
 
 use crate::config::{Args, Config, Rules};
+use crate::control::access::group;
 use crate::control::commands;
-use crate::control::{Endpoint, Limits, Pidfile, Registry, Server};
+use crate::control::{Access, Endpoint, Pidfile, Registry, Server};
 use crate::datapath::balance::Move;
 use crate::datapath::poller::{Report, Reports};
 use crate::datapath::reassign::MoveRxError;
@@ -57,6 +59,7 @@ pub struct Daemon {
     pub slowpath: Arc<Slowpath>,
     args: Args,
     config: Mutex<Config>,
+    access: Arc<ArcSwap<Access>>,
     /// Held while the configuration is read again: one reload at a time.
     reloading: Mutex<()>,
     stop: AtomicBool,
@@ -81,8 +84,10 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
     let wake: Arc<dyn Fn() + Send + Sync> = Arc::new(move || handle.wake());
     let (reports, incoming) = mpsc::channel();
 
-    let daemon =
-        Arc::new(Daemon::build(config.clone(), args, Reports { channel: reports, wake: Arc::clone(&wake) }, wake)?);
+    let reports = Reports { channel: reports, wake: Arc::clone(&wake) };
+    let access = endpoint.access();
+    access.store(Arc::new(config.access.clone()));
+    let daemon = Arc::new(Daemon::build(config.clone(), args, access, reports, wake)?);
     if let Err(error) = daemon.furnish(&config) {
         daemon.take_down();
         return Err(error);
@@ -104,7 +109,7 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
 fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
     let run_dir = RunDir::of_user();
     if config.unixctl.is_none() {
-        run_dir.create()?;
+        run_dir.create(group(&config.control_group))?;
         run_dir.sweep();
     }
     let pidfile: Option<PathBuf> = match (&config.pidfile, &config.unixctl) {
@@ -114,7 +119,8 @@ fn open_door(config: &Config) -> anyhow::Result<(Endpoint, Option<Pidfile>)> {
     };
     let pidfile = pidfile.map(Pidfile::create).transpose()?;
     let socket = config.unixctl.clone().unwrap_or_else(|| run_dir.socket(std::process::id()));
-    Ok((Endpoint::bind(socket, Limits::default())?, pidfile))
+    let endpoint = Endpoint::bind(socket, Some(&config.control_group), config.control_limits.clone())?;
+    Ok((endpoint, pidfile))
 }
 
 impl Daemon {
@@ -122,6 +128,7 @@ impl Daemon {
     fn build(
         config: Config,
         args: Args,
+        access: Arc<ArcSwap<Access>>,
         reports: Reports,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> anyhow::Result<Daemon> {
@@ -151,6 +158,7 @@ impl Daemon {
             slowpath,
             args,
             config: Mutex::new(config),
+            access,
             reloading: Mutex::default(),
             stop: AtomicBool::new(false),
             wake,
@@ -245,6 +253,7 @@ impl Daemon {
         if let Err(error) = logging::set(&config.log) {
             return log::error!(target: "daemon", "not reloaded: log: {error}");
         }
+        self.access.store(Arc::new(config.access.clone()));
         self.switch.shared.set_flow_limit(config.flow_limit);
         self.switch.shared.set_max_idle(config.max_idle);
         self.switch.shared.busy_poll.store(config.busy_poll, Ordering::Relaxed);
@@ -404,6 +413,12 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("unixctl", old.unixctl != new.unixctl),
         ("pidfile", old.pidfile != new.pidfile),
         ("log-file", old.log_file != new.log_file),
+        ("control.group", old.control_group != new.control_group),
+        ("control.connections", old.control_limits.connections != new.control_limits.connections),
+        ("control.request-bytes", old.control_limits.request != new.control_limits.request),
+        ("control.output-bytes", old.control_limits.output != new.control_limits.output),
+        ("control.batch", old.control_limits.batch != new.control_limits.batch),
+        ("control.idle", old.control_limits.idle != new.control_limits.idle),
         ("slowpath.mac-ageing", old.mac_ageing != new.mac_ageing),
         ("slowpath.mac-limit", old.mac_limit != new.mac_limit),
         ("offload.device", old.device != new.device),

@@ -17,7 +17,8 @@ use offloadctl::{Client, Exit};
 use offloadd::control::commands::vlog;
 use offloadd::control::pidfile::PidfileError;
 use offloadd::control::{
-    Answer, BindError, Command, CommandError, Endpoint, Handle, Limits, Pidfile, Registry, Right, Turn, deadline,
+    Answer, BindError, Command, CommandError, Endpoint, Format, Handle, Limits, Pages, Part, Pidfile, Progress,
+    Registry, Reply, Right, Turn, deadline,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct Toy {
-    /// How many `toy/big` were started.
+    /// How many big answers, or parts of long ones, were made.
     big: AtomicUsize,
 }
 
@@ -62,7 +63,7 @@ static COMMANDS: &[Command<Arc<Toy>>] = &[
                 thread::yield_now();
                 let _ = answer.send(args.remove(0));
             });
-            Box::pin(async move { Ok(Answer::text(deadline(PATIENCE, later).await??)) })
+            Box::pin(async move { Ok(said(deadline(PATIENCE, later).await??)) })
         },
     },
     Command {
@@ -87,7 +88,41 @@ static COMMANDS: &[Command<Arc<Toy>>] = &[
         right: Right::Read,
         run: |toy, _| {
             toy.big.fetch_add(1, Ordering::Relaxed);
-            Box::pin(async { Ok(Answer::text("x".repeat(BIG))) })
+            Box::pin(async { Ok(said("x".repeat(BIG))) })
+        },
+    },
+    Command {
+        name: "toy/pages",
+        usage: "PARTS BYTES [BROKEN]",
+        help: "Says PARTS lines of BYTES each, one a part; the one numbered BROKEN fails.",
+        args: 2..=3,
+        right: Right::Read,
+        run: |toy, args| {
+            Box::pin(async move {
+                let numbers: Vec<usize> = args.iter().map(|arg| arg.parse()).collect::<Result<_, _>>()?;
+                let pages = Book { toy, parts: numbers[0], bytes: numbers[1], broken: numbers.get(2).copied() };
+                Ok(Answer::paged(move |format| pages.from(0, format)))
+            })
+        },
+    },
+    Command {
+        name: "toy/work",
+        usage: "",
+        help: "Takes its time, and tells how far it is.",
+        args: 0..=0,
+        right: Right::Write,
+        run: |_, _| {
+            let progress = Arc::new(Progress::default());
+            progress.total.store(2, Ordering::Relaxed);
+            progress.done.store(1, Ordering::Relaxed);
+            let (done, working) = oneshot::channel();
+            thread::spawn(move || {
+                // Longer than the server waits between two looks at an unfinished command.
+                thread::sleep(2 * offloadd::control::server::TICK);
+                let _ = done.send(());
+            });
+            let reply: Reply = Box::pin(async move { Ok(working.await.map(|()| said("worked".into()))?) });
+            Box::pin(async move { Ok(Answer::working(progress, reply)) })
         },
     },
     Command {
@@ -99,6 +134,39 @@ static COMMANDS: &[Command<Arc<Toy>>] = &[
         run: |_, _| Box::pin(async { Ok(Answer::nothing()) }),
     },
 ];
+
+/// A long answer.
+struct Book {
+    toy: Arc<Toy>,
+    parts: usize,
+    bytes: usize,
+    broken: Option<usize>,
+}
+
+impl Book {
+    /// What begins with the part numbered `next`.
+    fn from(self, next: usize, format: Format) -> Pages {
+        Box::pin(async move {
+            if self.broken == Some(next) {
+                return Err(CommandError::new("a page is missing"));
+            }
+            let mut part = Part::new(format);
+            if next == self.parts {
+                return Ok(part);
+            }
+            self.toy.big.fetch_add(1, Ordering::Relaxed);
+            let line = "\"".repeat(self.bytes);
+            part.text(|out| out.extend([&line, "\n"]));
+            part.row(&line)?;
+            Ok(part.then(self.from(next + 1, format)))
+        })
+    }
+}
+
+/// An answer that is the same in both forms.
+fn said(text: String) -> Answer {
+    Answer::new(text.clone(), json!(text))
+}
 
 /// A running server; it stops and removes its socket when dropped.
 struct World {
@@ -118,7 +186,7 @@ impl World {
     fn with(limits: Limits) -> World {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("toyd.ctl");
-        let endpoint = Endpoint::bind(&socket, limits).unwrap();
+        let endpoint = Endpoint::bind(&socket, None, limits).unwrap();
         let (toy, stop, handle) = (Arc::new(Toy::default()), Arc::new(AtomicBool::new(false)), endpoint.handle());
         let mut server = endpoint.serve(registry(toy.clone()));
         let stopped = stop.clone();
@@ -244,7 +312,7 @@ fn what_is_no_request_closes_the_connection_without_a_word() {
         r#"{"id":0,"method":"version","params":{}}"#,
         r#"{"id":null,"method":"version","params":[]}"#,
         r#"{"method":"version","params":[]}"#,
-        r#"{"jsonrpc":"2.0","id":0,"method":"version","params":[]}"#,
+        r#"{"jsonrpc":"1.0","id":0,"method":"version","params":[]}"#,
         r#"{"id":0,"method":"toy/echo","params":["\u0000"]}"#,
         r#"{"id":0,"result":"x","error":null}"#,
         r#"[{"id":0,"method":"version","params":[]}]"#,
@@ -403,19 +471,146 @@ fn connections_are_limited_and_idle_ones_closed() {
 }
 
 #[test]
+fn a_long_answer_comes_in_parts_and_is_one_value() {
+    let world = World::new();
+    let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
+    let mut client = world.client();
+    assert_eq!(client.call("toy/pages", &words("3 2")).unwrap(), "\"\"\n\"\"\n\"\"\n");
+    assert_eq!(client.call("toy/pages", &words("0 2")).unwrap(), "");
+    client.call("set-options", &words("--format json")).unwrap();
+    assert_eq!(client.call("toy/pages", &words("3 1")).unwrap(), json!(["\"", "\"", "\""]));
+    assert_eq!(client.call("toy/pages", &words("0 2")).unwrap(), json!([]));
+    assert_eq!(
+        world.exchange(br#"{"id":[7],"method":"toy/pages","params":["1","0"]}"#),
+        "{\"id\":[7],\"result\":\"\\n\",\"error\":null}"
+    );
+}
+
+#[test]
+fn a_long_answer_that_breaks_off_never_looks_whole() {
+    let world = World::new();
+    let ask = |broken: &str| {
+        let request = format!(r#"{{"id":0,"method":"toy/pages","params":["3","1","{broken}"]}}"#);
+        world.exchange(format!("{request}{request}").as_bytes())
+    };
+    // Nothing was said yet: an error like any other, and the connection goes on.
+    let error = json!({"id": 0, "result": null, "error": "a page is missing\n"});
+    assert_eq!(replies(&ask("0")), [error.clone(), error]);
+    // Something was said: the connection ends there.
+    assert_eq!(ask("2"), "{\"id\":0,\"result\":\"\\\"\\n\\\"\\n");
+}
+
+#[test]
+fn parts_are_made_as_the_client_reads_and_the_answer_may_be_longer_than_what_is_free_for_answers() {
+    const PARTS: usize = 64;
+    let world = World::with(Limits { output: BIG, ..Limits::default() });
+    let mut stream = world.connect();
+    let request = format!(r#"{{"id":0,"method":"toy/pages","params":["{PARTS}","{}"]}}"#, BIG / 2);
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut first = [0];
+    stream.read_exact(&mut first).unwrap();
+    // Others are served, and what is not read is not made.
+    for _ in 0..20 {
+        assert_eq!(world.client().call("version", &[]).unwrap(), "toyd 1.0\n");
+    }
+    let made = world.toy.big.load(Ordering::Relaxed);
+    assert!(made <= 3, "{made} parts of {BIG} bytes without a reader");
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest.len() + 1, r#"{"id":0,"result":"","error":null}"#.len() + PARTS * (BIG + 2));
+}
+
+#[test]
+fn a_client_that_stops_reading_a_long_answer_is_left_in_the_end() {
+    let world = World::with(Limits { connections: 1, idle: Duration::from_millis(200), ..Limits::default() });
+    let mut lazy = world.connect();
+    let request = format!(r#"{{"id":0,"method":"toy/pages","params":["1000","{BIG}"]}}"#);
+    lazy.write_all(request.as_bytes()).unwrap();
+    lazy.read_exact(&mut [0]).unwrap();
+    let start = Instant::now();
+    while Client::connect(&world.socket, Some(start + PATIENCE)).unwrap().call("version", &[]).is_err() {
+        assert!(start.elapsed() < PATIENCE, "its place is still taken");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn whoever_wants_to_know_is_told_how_far_a_long_command_is() {
+    let world = World::new();
+    let work = r#"{"id":0,"method":"toy/work","params":[]}"#;
+    assert_eq!(replies(&world.exchange(work.as_bytes())), [json!({"id": 0, "result": "worked\n", "error": null})]);
+    let asked = r#"{"id":1,"method":"set-options","params":["--progress"]}"#;
+    assert_eq!(
+        replies(&world.exchange(format!("{asked}{work}").as_bytes())),
+        [
+            json!({"id": 1, "result": "", "error": null}),
+            json!({"id": null, "method": "progress", "params": [1, 2]}),
+            json!({"id": 0, "result": "worked\n", "error": null}),
+        ]
+    );
+}
+
+#[test]
+fn json_rpc_2_is_answered_in_kind() {
+    let world = World::new();
+    let answers = |text: &str| replies(&world.exchange(text.as_bytes()));
+    let call = |id: &str, rest: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},{rest}}}"#);
+    let ok = |id: Value, result: Value| json!({"jsonrpc": "2.0", "id": id, "result": result});
+    let error = |id: Value, code: i64, message: &str| {
+        let error = json!({"code": code, "message": message});
+        json!({"jsonrpc": "2.0", "id": id, "error": error})
+    };
+    let unknown = "\"nosuch\" is not a valid command (use \"list-commands\" to see a list of valid commands)";
+    for (text, wanted) in [
+        (call("1", r#""method":"version""#), ok(json!(1), json!("toyd 1.0\n"))),
+        (call("\"x\"", r#""method":"toy/pages","params":["2","0"]"#), ok(json!("x"), json!("\n\n"))),
+        (call("null", r#""method":"toy/fail","params":[]"#), error(json!(null), -32000, "the toy is broken")),
+        (call("1", r#""method":"nosuch""#), error(json!(1), -32601, unknown)),
+        (
+            call("1", r#""method":"toy/echo""#),
+            error(json!(1), -32602, "\"toy/echo\" command requires at least 1 arguments"),
+        ),
+        (call("1", r#""method":7"#), error(json!(1), -32600, "\"method\": expected a string")),
+    ] {
+        assert_eq!(answers(&text), [wanted], "{text}");
+    }
+    // A notification is carried out, and has no answer; the old protocol goes on beside the new.
+    let mixed = r#"{"jsonrpc":"2.0","method":"toy/big"}{"id":0,"method":"toy/echo","params":["a"]}"#;
+    assert_eq!(answers(mixed), [json!({"id": 0, "result": "a\n", "error": null})]);
+    assert_eq!(world.toy.big.load(Ordering::Relaxed), 3, "two parts, and the big one");
+}
+
+#[test]
+fn batches_are_answered_as_one_array_in_order_and_have_a_bound() {
+    let world = World::with(Limits { batch: 4, ..Limits::default() });
+    let call = |id: usize, method: &str| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":["1"]}}"#);
+    let batch = |calls: &[String]| world.exchange(format!("[{}]", calls.join(",")).as_bytes());
+    let notification = r#"{"jsonrpc":"2.0","method":"toy/later","params":["n"]}"#.to_owned();
+    let answers = batch(&[call(1, "toy/later"), notification.clone(), call(2, "toy/echo"), "5".into()]);
+    let [Value::Array(answers)] = &replies(&answers)[..] else { panic!("{answers}") };
+    assert_eq!(answers.iter().map(|answer| &answer["id"]).collect::<Vec<_>>(), [&json!(1), &json!(2), &json!(null)]);
+    assert_eq!((&answers[1]["result"], &answers[2]["error"]["code"]), (&json!("1\n"), &json!(-32600)));
+    assert_eq!(batch(&[notification.clone()]), "", "nothing to answer");
+    assert_eq!(batch(&vec![call(1, "toy/echo"); 5]), "", "too many calls close the connection");
+    assert_eq!(world.client().call("version", &[]).unwrap(), "toyd 1.0\n");
+}
+
+#[test]
 fn json_is_chosen_per_connection() {
     let world = World::new();
     let mut client = world.client();
     let words = |text: &str| text.split(' ').map(String::from).collect::<Vec<_>>();
     assert_eq!(client.call("set-options", &words("--format json")).unwrap(), json!({}));
     assert_eq!(client.call("toy/echo", &words("a b")).unwrap(), json!(["a", "b"]));
-    assert_eq!(client.call("version", &[]).unwrap(), json!({"reply": "toyd 1.0", "reply-format": "plain"}));
+    assert_eq!(client.call("version", &[]).unwrap(), json!({"name": "toyd", "version": "1.0"}));
     assert_eq!(client.call("list-commands", &[]).unwrap()["toy/echo"], "WORD [WORD]");
     assert_eq!(client.call("help", &words("toy/big")).unwrap()["right"], "read");
     assert_eq!(world.client().call("toy/echo", &words("a b")).unwrap(), "a b\n");
     assert_eq!(client.call("set-options", &words("--format=text")).unwrap(), "");
     assert_eq!(client.call("toy/echo", &words("a b")).unwrap(), "a b\n");
-    for (wrong, wanted) in [("--format xml", "option format has invalid value xml\n"), ("--bogus", "not \"--bogus\"\n")]
+    for (wrong, wanted) in
+        [("--format xml", "option format has invalid value xml\n"), ("--bogus", "or --progress, not \"--bogus\"\n")]
     {
         let error = client.call("set-options", &words(wrong)).unwrap_err().to_string();
         assert!(error.ends_with(wanted), "{error}");
@@ -468,7 +663,7 @@ fn log_levels_change_at_run_time() {
 #[test]
 fn a_socket_that_is_in_use_or_no_socket_is_left_alone() {
     let world = World::new();
-    match Endpoint::bind(&world.socket, Limits::default()).map(|_| ()) {
+    match Endpoint::bind(&world.socket, None, Limits::default()).map(|_| ()) {
         Err(error @ BindError::InUse { .. }) => {
             assert_eq!(error.to_string(), format!("another daemon answers on socket {:?}", world.socket));
         }
@@ -478,11 +673,11 @@ fn a_socket_that_is_in_use_or_no_socket_is_left_alone() {
 
     let file = world.dir.path().join("file");
     fs::write(&file, "precious").unwrap();
-    assert!(matches!(Endpoint::bind(&file, Limits::default()).map(|_| ()), Err(BindError::NotASocket { .. })));
+    assert!(matches!(Endpoint::bind(&file, None, Limits::default()).map(|_| ()), Err(BindError::NotASocket { .. })));
     assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
-    let missing = Endpoint::bind(world.dir.path().join("no/s"), Limits::default()).map(|_| ()).unwrap_err();
+    let missing = Endpoint::bind(world.dir.path().join("no/s"), None, Limits::default()).map(|_| ()).unwrap_err();
     assert!(matches!(missing, BindError::Socket { .. }), "{missing}");
-    let long = Endpoint::bind(world.dir.path().join("x".repeat(200)), Limits::default()).map(|_| ()).unwrap_err();
+    let long = Endpoint::bind(world.dir.path().join("x".repeat(200)), None, Limits::default()).map(|_| ()).unwrap_err();
     assert!(matches!(long, BindError::Socket { .. }), "{long}");
 }
 
@@ -492,8 +687,8 @@ fn a_dead_daemons_socket_is_replaced_and_only_our_own_removed() {
     let path = dir.path().join("s");
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "std leaves the file");
-    let endpoint = Endpoint::bind(&path, Limits::default()).unwrap();
-    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+    let endpoint = Endpoint::bind(&path, None, Limits::default()).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600, "its owner's only, without a group");
 
     fs::remove_file(&path).unwrap();
     let _other = UnixListener::bind(&path).unwrap();
@@ -507,7 +702,7 @@ fn ovs_appctl_is_served_as_by_its_own_daemons() {
     let target = world.socket.to_str().unwrap();
     let Some((status, out, _)) = world.ovs_appctl(&format!("-t {target} list-commands")) else { return };
     assert_eq!(status, 0);
-    assert!(out.starts_with("The available commands are:\n  help                    COMMAND\n"), "{out}");
+    assert!(out.starts_with("The available commands are:\n  help                    [COMMAND]\n"), "{out}");
     assert!(out.contains("\n  toy/echo                WORD [WORD]\n"), "{out}");
 
     let appctl = |line: &str| world.ovs_appctl(&format!("-t {target} {line}")).unwrap();
@@ -615,7 +810,7 @@ fn child_daemon() {
         Err(error) => return println!("refused: {error}"),
     };
     let socket = dir.join(format!("toyd.{}.ctl", std::process::id()));
-    let mut endpoint = Endpoint::bind(socket, Limits::default()).unwrap();
+    let mut endpoint = Endpoint::bind(socket, None, Limits::default()).unwrap();
     endpoint.watch_signals().unwrap();
     let mut server = endpoint.serve(registry(Arc::default()));
     println!("ready");

@@ -316,7 +316,7 @@ fn every_key_of_the_configuration_is_told_of_with_its_default_and_whether_it_is_
         })
         .collect();
     assert_eq!(described, example_keys());
-    assert_eq!(described.len(), 23);
+    assert_eq!(described.len(), 32);
 }
 
 #[test]
@@ -327,6 +327,8 @@ fn what_sighup_says_needs_a_restart_is_what_the_page_does_not_call_live() {
     fs::write(format!("{dir}/rules"), "priority=7,arp,actions=flood\n").unwrap();
     let other = format!(
         "unixctl = '{dir}/ctl2'\npidfile = '{dir}/pid'\nlog = ['port:dbg']\nlog-file = '{dir}/log2'\n\
+         [control]\ngroup = ''\nread = ['*']\nwrite = ['0']\nadmin = ['@0']\nconnections = 9\nrequest-bytes = 2000\n\
+         output-bytes = 70000\nbatch = 7\nidle = '1m'\n\
          [datapath]\nports = ['p1,type=sim']\npollers = 2\ncpus = [0]\nbusy-poll = true\nflow-limit = 9\nmax-idle = '1s'\n\
          [slowpath]\nrules = '{dir}/rules'\nmac-ageing = '1s'\nmac-limit = 9\n\
          [offload]\ndevice = 'none'\nqueue-limit = 9\nqueue-bytes = 70000\nenabled = false\nthreads = 2\nmin-packets = 3\nmin-age = '4s'\n\

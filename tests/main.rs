@@ -1,5 +1,7 @@
 //! The integration tests, in one binary: the switch as its users meet it.
 
+/// Who may call what: processes of other users. Needs root.
+mod access;
 /// Rules, stations and flows whose packets only the device sees.
 mod ageing;
 /// Open vSwitch's own client, driving the daemon.

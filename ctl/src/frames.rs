@@ -1,4 +1,4 @@
-//! [`Frames`]: cuts a byte stream into the JSON objects it is made of.
+//! [`Frames`]: cuts a byte stream into the JSON objects (or arrays, in JSON-RPC 2.0) it is made of.
 //!
 //! The protocol puts nothing between two objects, so an object's end is found by counting braces outside strings. Each byte is
 //! looked at once for that, however small the pieces in which it arrives; a parser is then given whole objects only.
@@ -41,7 +41,7 @@ struct Scan {
 /// Why a stream of bytes cannot be understood any further.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    #[error("expected a JSON object, found byte 0x{0:02x}")]
+    #[error("expected a JSON object or array, found byte 0x{0:02x}")]
     NotAnObject(u8),
     #[error("message is longer than {0} bytes")]
     TooLong(usize),
@@ -106,7 +106,7 @@ impl Frames {
         while self.scan.depth == 0 {
             match self.buffer.get(self.start) {
                 Some(b' ' | b'\t' | b'\r' | b'\n') => self.start += 1,
-                Some(b'{') | None => break,
+                Some(b'{' | b'[') | None => break,
                 Some(&other) => return Err(FrameError::NotAnObject(other)),
             }
             self.scanned = self.start;
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_cannot_become_an_object_is_refused_before_it_ends() {
-        for text in ["x", "[", "12", "\"a\"", "{]", "{\"a\" 1", "{,", "{\"id\":0,,"] {
+        for text in ["x", "]", "[,", "12", "\"a\"", "{]", "{\"a\" 1", "{,", "{\"id\":0,,"] {
             let mut frames = Frames::new(1000);
             frames.push(text.as_bytes());
             assert!(frames.take().is_err(), "{text}");

@@ -9,6 +9,10 @@
 //! | notification | | string | array | | |
 //! | reply | the request's | | | any | |
 //! | error reply | the request's | | | | any, a string by custom |
+//!
+//! JSON-RPC 2.0 is understood beside it: see [`modern`].
+
+pub mod modern;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -17,8 +21,13 @@ use serde_json::Value;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Message {
     Request(Request),
-    Notification { method: String },
+    Notification {
+        method: String,
+        params: Vec<Value>,
+    },
     Reply(Reply),
+    /// One call of JSON-RPC 2.0, or a batch of them.
+    Modern(modern::Calls),
 }
 
 /// A call that wants a reply with the same `id`.
@@ -70,9 +79,12 @@ struct ReplyMembers<'a> {
 }
 
 impl Message {
-    /// Reads one whole object.
-    pub fn decode(object: &[u8]) -> Result<Message, Malformed> {
-        let members: Members = serde_json::from_slice(object)?;
+    /// Reads one whole object, or array of JSON-RPC 2.0.
+    pub fn decode(text: &[u8]) -> Result<Message, Malformed> {
+        let members: Members = match serde_json::from_slice(text) {
+            Ok(members) => members,
+            Err(error) => return modern::Calls::decode(text).map(Message::Modern).ok_or(Malformed::Members(error)),
+        };
         match members {
             Members { id: Some(id), method: Some(method), params: Some(params), result: None, error: None } => {
                 if method.contains('\0') || has_nul(&id) || params.iter().any(has_nul) {
@@ -80,8 +92,8 @@ impl Message {
                 }
                 Ok(Message::Request(Request { id, method, params }))
             }
-            Members { id: None, method: Some(method), params: Some(_), result: None, error: None } => {
-                Ok(Message::Notification { method })
+            Members { id: None, method: Some(method), params: Some(params), result: None, error: None } => {
+                Ok(Message::Notification { method, params })
             }
             Members { id: Some(id), method: None, params: None, result: Some(result), error: None } => {
                 Ok(Message::Reply(Reply { id, outcome: Ok(result) }))
@@ -123,7 +135,7 @@ fn to_bytes(message: &impl Serialize) -> Vec<u8> {
 }
 
 /// Whether some string in `value` holds U+0000, which no C program could read. Recursion is bounded by the parser's own limit.
-fn has_nul(value: &Value) -> bool {
+pub(crate) fn has_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
         Value::Array(values) => values.iter().any(has_nul),
@@ -160,7 +172,8 @@ mod tests {
             r#"{"id":0,"method":"m"}"#,
             r#"{"id":0,"method":"m","params":{}}"#,
             r#"{"id":0,"method":1,"params":[]}"#,
-            r#"{"jsonrpc":"2.0","id":0,"method":"m","params":[]}"#,
+            r#"{"jsonrpc":"1.0","id":0,"method":"m","params":[]}"#,
+            r#"[{"id":0,"method":"m","params":[]}]"#,
             r#"{"id":0,"method":"m\u0000","params":[]}"#,
             r#"{"id":0,"method":"m","params":[["a\u0000"]]}"#,
             r#"{"id":0,"result":null,"error":null}"#,

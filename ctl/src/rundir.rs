@@ -10,9 +10,9 @@
 //! The lock tells a living daemon's pidfile from one that a crash left behind. It belongs to the *process* and goes as soon as the
 //! process closes any descriptor of that file: a daemon must not call [`running`] on its own pidfile.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::{env, fmt};
 
@@ -51,6 +51,11 @@ pub enum RunDirError {
 }
 
 impl RunDir {
+    /// The run directory of root's daemon, which serves the members of a group as well.
+    pub fn of_root() -> RunDir {
+        RunDir::of(0, None)
+    }
+
     /// The run directory of this process's user; it may not exist yet.
     pub fn of_user() -> RunDir {
         RunDir::of(geteuid().as_raw(), env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
@@ -65,13 +70,20 @@ impl RunDir {
         RunDir { path, owner: uid, forbidden }
     }
 
-    /// Makes the directory (mode 0700) if it is not there, and checks that it is to be trusted.
-    pub fn create(&self) -> Result<(), RunDirError> {
+    /// Makes the directory if it is not there, and checks that it is to be trusted. Its mode is 0700; root's is open to the members of
+    /// `group` (0750), if there is one.
+    pub fn create(&self, group: Option<u32>) -> Result<(), RunDirError> {
+        let failed = |source| RunDirError::Io { path: self.path.clone(), source };
         match DirBuilder::new().mode(0o700).create(&self.path) {
-            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
-                Err(RunDirError::Io { path: self.path.clone(), source })
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => return Err(failed(source)),
+            _ => self.check()?,
+        }
+        match group {
+            Some(group) if self.owner == 0 => {
+                chown(&self.path, None, Some(group)).map_err(failed)?;
+                fs::set_permissions(&self.path, Permissions::from_mode(0o750)).map_err(failed)
             }
-            _ => self.check(),
+            _ => Ok(()),
         }
     }
 
@@ -154,15 +166,17 @@ pub enum TargetError {
 /// The directories where pidfiles are looked for, first to last.
 #[derive(Debug, Clone)]
 pub struct Places {
-    pub own: RunDir,
+    pub own: Vec<RunDir>,
     pub ovs: Vec<PathBuf>,
 }
 
 impl Places {
-    /// Our run directory, then `$OVS_RUNDIR`, then `/run/openvswitch`.
+    /// Our run directory, then root's, then `$OVS_RUNDIR`, then `/run/openvswitch`.
     pub fn from_env() -> Places {
         let ovs_rundir = env::var_os("OVS_RUNDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        Places { own: RunDir::of_user(), ovs: ovs_rundir.into_iter().chain([PathBuf::from(OVS_RUN_DIR)]).collect() }
+        let mut own = vec![RunDir::of_user(), RunDir::of_root()];
+        own.dedup();
+        Places { own, ovs: ovs_rundir.into_iter().chain([PathBuf::from(OVS_RUN_DIR)]).collect() }
     }
 
     /// Finds the socket of `target`: a path if it holds a slash, else a daemon's name; without one, our own daemon's.
@@ -173,11 +187,13 @@ impl Places {
         if name.contains('/') {
             return Ok(Target { name: name.to_owned(), socket: PathBuf::from(name) });
         }
-        // Without a name, only the daemon that is ours to command will do.
+        // Without a name, only a daemon of ours will do.
         let ovs: &[PathBuf] = if target.is_some() { &self.ovs } else { &[] };
+        let own = self.own.iter().map(|dir| (dir.path(), Some(dir)));
+        let places: Vec<_> = own.chain(ovs.iter().map(|dir| (dir.as_path(), None))).collect();
         let mut first_problem = None;
-        for (dir, own) in [(self.own.path(), true)].into_iter().chain(ovs.iter().map(|dir| (dir.as_path(), false))) {
-            match Self::look_in(dir, name, own.then_some(&self.own)) {
+        for (dir, to_check) in &places {
+            match Self::look_in(dir, name, *to_check) {
                 Ok(Some(socket)) => return Ok(Target { name: name.to_owned(), socket }),
                 Ok(None) => {}
                 Err(problem) => {
@@ -187,7 +203,7 @@ impl Places {
         }
         Err(first_problem.unwrap_or_else(|| TargetError::NotFound {
             name: name.to_owned(),
-            dirs: [self.own.path().to_owned()].into_iter().chain(ovs.iter().cloned()).collect(),
+            dirs: places.iter().map(|(dir, _)| dir.to_path_buf()).collect(),
         }))
     }
 
@@ -289,7 +305,7 @@ mod tests {
     fn sockets_of_the_dead_are_swept_and_nothing_else() {
         let temp = tempfile::tempdir().unwrap();
         let dir = own_dir_in(temp.path());
-        dir.create().unwrap();
+        dir.create(None).unwrap();
         // No process has so high a number.
         let (dead, alive) = (dir.socket(u32::MAX), dir.socket(std::process::id()));
         let others = [dir.pidfile(), dir.path().join("offloadd.x.ctl"), dir.path().join("other.4294967295.ctl")];
@@ -304,27 +320,35 @@ mod tests {
     fn a_run_directory_that_others_could_have_prepared_is_refused() {
         let temp = tempfile::tempdir().unwrap();
         let dir = own_dir_in(temp.path());
-        dir.create().unwrap();
+        dir.create(None).unwrap();
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o7777, 0o700);
-        dir.create().unwrap();
+        dir.create(None).unwrap();
 
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(matches!(dir.create(), Err(RunDirError::Open { mode: 0o755, .. })));
+        assert!(matches!(dir.create(None), Err(RunDirError::Open { mode: 0o755, .. })));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
 
+        if geteuid().is_root() {
+            let group = 40_010;
+            dir.create(Some(group)).unwrap();
+            let meta = fs::metadata(dir.path()).unwrap();
+            assert_eq!((meta.mode() & 0o7777, meta.gid()), (0o750, group), "root's is open to the members of a group");
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        }
+
         let stranger = RunDir { owner: dir.owner + 1, ..dir.clone() };
-        assert!(matches!(stranger.create(), Err(RunDirError::Foreign { .. })));
+        assert!(matches!(stranger.create(None), Err(RunDirError::Foreign { .. })));
 
         fs::remove_dir(dir.path()).unwrap();
         symlink(temp.path(), dir.path()).unwrap();
-        assert!(matches!(dir.create(), Err(RunDirError::NotADirectory { .. })));
+        assert!(matches!(dir.create(None), Err(RunDirError::NotADirectory { .. })));
     }
 
     #[test]
     fn a_name_leads_to_the_first_living_daemon_and_a_path_to_itself() {
         let temp = tempfile::tempdir().unwrap();
         let own = own_dir_in(temp.path());
-        let places = Places { own: own.clone(), ovs: vec![temp.path().join("a"), temp.path().join("b")] };
+        let places = Places { own: vec![own.clone()], ovs: vec![temp.path().join("a"), temp.path().join("b")] };
 
         let path = places.resolve(Some("/x/y.ctl")).unwrap();
         assert_eq!((path.name.as_str(), path.socket), ("/x/y.ctl", PathBuf::from("/x/y.ctl")));
@@ -332,7 +356,7 @@ mod tests {
         assert!(error.contains("offloadd-1\", ") && error.contains("is it running?"), "{error}");
 
         // Our own process counts as living; process 1 holds no lock on what we write.
-        own.create().unwrap();
+        own.create(None).unwrap();
         fs::create_dir(temp.path().join("b")).unwrap();
         fs::write(own.path().join("offloadd.pid"), "1\n").unwrap();
         fs::write(temp.path().join("b/offloadd.pid"), format!("{}\n", std::process::id())).unwrap();

@@ -29,16 +29,20 @@ use std::fmt;
 use std::future::{Future, poll_fn};
 use std::ops::RangeInclusive;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use jsonrpc_core::{Call, ErrorCode, Id, MetaIoHandler, MethodCall, Output, Params};
+use offloadctl::protocol::modern;
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::answer::{Answer, CommandError, Format, one_line};
+pub use super::access::Right;
+use super::access::{Access, Credentials};
+use super::answer::{Answer, CommandError, Format, Part, Progress, Rendered, ended, one_line};
 
 /// A command, as its part of the daemon declares it.
 pub struct Command<C: 'static> {
@@ -54,18 +58,6 @@ pub struct Command<C: 'static> {
     pub right: Right,
     /// Starts the command. What it does before the future's first await is done on the server's thread at once: it must be short.
     pub run: fn(C, Vec<String>) -> Reply,
-}
-
-/// What a command may touch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Right {
-    /// Looks, changes nothing.
-    Read,
-    /// Changes what the switch does.
-    Write,
-    /// Changes or ends the daemon itself.
-    Admin,
 }
 
 /// A command's answer, now or later. Whoever completes it later wakes the server through the future's waker, as futures do
@@ -95,15 +87,47 @@ pub struct Registry {
     version: &'static str,
 }
 
-/// What is known of the client of one connection.
-#[derive(Default)]
+/// The client of one connection.
 pub(super) struct Peer {
+    credentials: Credentials,
+    access: Arc<ArcSwap<Access>>,
     wants_json: AtomicBool,
+    wants_progress: AtomicBool,
+    /// Where a command leaves an answer that is more than a value. Calls of one client come one after the other, so there is one place.
+    longer: Mutex<Option<Said>>,
 }
 
 impl Peer {
+    pub(super) fn new(credentials: Credentials, access: Arc<ArcSwap<Access>>) -> Peer {
+        let (wants_json, wants_progress) = Default::default();
+        Peer { credentials, access, wants_json, wants_progress, longer: Mutex::default() }
+    }
+
+    /// Whether it is to be told how far a long command is.
+    pub(super) fn wants_progress(&self) -> bool {
+        self.wants_progress.load(Ordering::Relaxed)
+    }
+
     fn format(&self) -> Format {
         if self.wants_json.load(Ordering::Relaxed) { Format::Json } else { Format::Text }
+    }
+
+    fn longer(&self) -> std::sync::MutexGuard<'_, Option<Said>> {
+        self.longer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// Says which right is missing, and logs it.
+    fn must_have(&self, right: Right, command: &str) -> jsonrpc_core::Result<()> {
+        if self.access.load().allows(&self.credentials, right) {
+            return Ok(());
+        }
+        log::warn!(target: "control", "refused: {command}, to {}, who has no {right} access", self.credentials);
+        let message = format!(
+            "{command} needs {right} access, which user {} does not have ([control] of offloadd.toml says who has)",
+            self.credentials.uid
+        );
+        Err(failure(modern::NOT_ALLOWED, message))
     }
 }
 
@@ -127,13 +151,14 @@ impl Registry {
         }
     }
 
-    /// Lets clients choose between text and JSON, as Open vSwitch's do.
+    /// Lets clients choose between text and JSON, as Open vSwitch's do, and be told of progress.
     fn add_set_options(&mut self) {
         let command = Command::<()> {
             name: "set-options",
-            usage: "[--format text|json]",
-            help: "Chooses the form of this connection's answers, this one included.",
-            args: 1..=2,
+            usage: "[--format text|json] [--progress]",
+            help: "Chooses the form of this connection's answers, this one included; with --progress, long commands tell \
+                   meanwhile how far they are, by notifications.",
+            args: 1..=3,
             right: Right::Read,
             // Never called: it is about the connection, which handlers do not see.
             run: |(), _| Box::pin(async { Ok(Answer::nothing()) }),
@@ -142,10 +167,16 @@ impl Registry {
         let args = command.args;
         self.dispatch.add_method_with_meta(command.name, move |params: Params, peer: Arc<Peer>| {
             let chosen = arguments("set-options", &args, params)
-                .and_then(|args| chosen_format(&args).map_err(|error| failure(error.to_string())));
+                .and_then(|args| Chosen::read(&args).map_err(|error| failure(modern::FAILED, error.to_string())));
             async move {
-                peer.wants_json.store(chosen? == Format::Json, Ordering::Relaxed);
-                answer_to(Ok(Answer::nothing()), &peer)
+                let Chosen { format, progress } = chosen?;
+                if let Some(format) = format {
+                    peer.wants_json.store(format == Format::Json, Ordering::Relaxed);
+                }
+                if progress {
+                    peer.wants_progress.store(true, Ordering::Relaxed);
+                }
+                leave(settle(Ok(Answer::nothing()), peer.format()).await, &peer)
             }
         });
     }
@@ -162,8 +193,24 @@ impl Registry {
 /// Finds and runs the command that a request names.
 pub(super) struct Dispatch(MetaIoHandler<Arc<Peer>>);
 
-/// What comes of a request: the result, or the error's text. Text for people ends its last line: older clients print it as it is.
-pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Value, String>> + Send>>;
+/// What comes of a request.
+pub(super) type Outcome = Pin<Box<dyn Future<Output = Result<Said, Failure>> + Send>>;
+
+/// What a command said.
+pub(super) enum Said {
+    Whole(Value),
+    /// The beginning of something long.
+    Paged(Format, Part),
+    /// Nothing yet.
+    Working(Arc<Progress>, Outcome),
+}
+
+/// Why a command said nothing; `code` is JSON-RPC 2.0's.
+pub(super) struct Failure {
+    pub(super) code: i64,
+    /// Text for people ends its last line: older clients print it as it is.
+    pub(super) message: String,
+}
 
 impl Dispatch {
     /// Starts the command.
@@ -175,27 +222,21 @@ impl Dispatch {
         let call = MethodCall { jsonrpc: None, method, params: Params::Array(params), id: Id::Num(0) };
         let output = self.0.handle_call(Call::MethodCall(call), peer.clone());
         Box::pin(async move {
-            let outcome = match output.await {
-                Some(Output::Success(success)) => Ok(success.result),
-                Some(Output::Failure(failure)) if failure.error.code == ErrorCode::MethodNotFound => Err(unknown),
-                Some(Output::Failure(failure)) => Err(failure.error.message),
-                None => Err("the command gave no answer".into()), // only notifications have none, and this is a call
+            let failed = |code, message| {
+                let message = if peer.format() == Format::Text { ended(message) } else { message };
+                Err(Failure { code, message })
             };
-            match (peer.format(), outcome) {
-                (Format::Text, Ok(Value::String(text))) => Ok(Value::String(ended(text))),
-                (Format::Text, Err(text)) => Err(ended(text)),
-                (_, outcome) => outcome,
+            match output.await {
+                Some(Output::Success(success)) => Ok(peer.longer().take().unwrap_or(Said::Whole(success.result))),
+                Some(Output::Failure(failure)) if failure.error.code == ErrorCode::MethodNotFound => {
+                    failed(modern::METHOD_NOT_FOUND, unknown)
+                }
+                Some(Output::Failure(failure)) => failed(failure.error.code.code(), failure.error.message),
+                // Only notifications have none, and this is a call.
+                None => failed(modern::FAILED, "the command gave no answer".into()),
             }
         })
     }
-}
-
-/// The text with its last line ended.
-fn ended(mut text: String) -> String {
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
-    }
-    text
 }
 
 fn add_method<C: Clone + Send + Sync + 'static>(
@@ -203,24 +244,55 @@ fn add_method<C: Clone + Send + Sync + 'static>(
     command: &Command<C>,
     context: C,
 ) {
-    let (name, run, args) = (command.name, command.run, command.args.clone());
+    let (name, run, args, right) = (command.name, command.run, command.args.clone(), command.right);
     dispatch.add_method_with_meta(name, move |params: Params, peer: Arc<Peer>| {
-        let reply = arguments(name, &args, params).map(|args| run(context.clone(), args));
-        async move { answer_to(reply?.await, &peer) }
+        let allowed = peer.must_have(right, name);
+        let reply = allowed.and_then(|()| arguments(name, &args, params)).map(|args| run(context.clone(), args));
+        async move {
+            let format = peer.format();
+            leave(settle(reply?.await, format).await, &peer)
+        }
     });
 }
 
-fn answer_to(result: Result<Answer, CommandError>, peer: &Peer) -> jsonrpc_core::Result<Value> {
-    result.and_then(|answer| answer.render(peer.format())).map_err(|error| failure(error.to_string()))
+/// What a command says, up to where it would take long.
+fn settle(result: Result<Answer, CommandError>, format: Format) -> Outcome {
+    let failed = move |error: CommandError| {
+        let message = error.to_string();
+        Failure { code: modern::FAILED, message: if format == Format::Text { ended(message) } else { message } }
+    };
+    Box::pin(async move {
+        match result.and_then(|answer| answer.render(format)).map_err(failed)? {
+            Rendered::Whole(value) => Ok(Said::Whole(value)),
+            Rendered::Paged(format, first) => Ok(Said::Paged(format, first.await.map_err(failed)?)),
+            Rendered::Working(progress, reply) => {
+                Ok(Said::Working(progress, Box::pin(async move { settle(reply.await, format).await })))
+            }
+        }
+    })
 }
 
-fn failure(message: String) -> jsonrpc_core::Error {
-    jsonrpc_core::Error { code: ErrorCode::ServerError(1), message, data: None }
+/// Hands jsonrpc-core the value that it wants; what is more than a value goes past it.
+fn leave(said: Result<Said, Failure>, peer: &Peer) -> jsonrpc_core::Result<Value> {
+    match said {
+        Ok(Said::Whole(value)) => Ok(value),
+        Ok(longer) => {
+            *peer.longer() = Some(longer);
+            Ok(Value::Null)
+        }
+        Err(Failure { code, message }) => Err(failure(code, message)),
+    }
+}
+
+fn failure(code: i64, message: String) -> jsonrpc_core::Error {
+    jsonrpc_core::Error { code: code.into(), message, data: None }
 }
 
 /// Checks number and type of the arguments. The errors are worded as Open vSwitch's, which scripts compare with.
 fn arguments(name: &str, allowed: &RangeInclusive<usize>, params: Params) -> jsonrpc_core::Result<Vec<String>> {
-    let Params::Array(params) = params else { return Err(failure(format!("\"{name}\" command takes an array"))) };
+    let Params::Array(params) = params else {
+        return Err(failure(modern::INVALID_PARAMS, format!("\"{name}\" command takes an array")));
+    };
     let wrong = if params.len() < *allowed.start() {
         format!("requires at least {} arguments", allowed.start())
     } else if params.len() > *allowed.end() {
@@ -228,35 +300,49 @@ fn arguments(name: &str, allowed: &RangeInclusive<usize>, params: Params) -> jso
     } else {
         let strings = params.into_iter().map(|param| match param {
             Value::String(text) => Ok(text),
-            _ => Err(failure(format!("\"{name}\" command has non-string argument"))),
+            _ => Err(failure(modern::INVALID_PARAMS, format!("\"{name}\" command has non-string argument"))),
         });
         return strings.collect();
     };
-    Err(failure(format!("\"{name}\" command {wrong}")))
+    Err(failure(modern::INVALID_PARAMS, format!("\"{name}\" command {wrong}")))
 }
 
-fn chosen_format(args: &[String]) -> Result<Format, CommandError> {
-    let value = match args {
-        [option, value] if option == "--format" => value,
-        [option] => option
-            .strip_prefix("--format=")
-            .ok_or_else(|| CommandError::new(format!("expected --format text or --format json, not {option:?}")))?,
-        _ => {
-            return Err(CommandError::new(format!(
-                "expected --format text or --format json, not {:?}",
-                args.join(" ")
-            )));
+/// What `set-options` was told.
+#[derive(Default)]
+struct Chosen {
+    format: Option<Format>,
+    progress: bool,
+}
+
+impl Chosen {
+    fn read(args: &[String]) -> Result<Chosen, CommandError> {
+        let mut chosen = Chosen::default();
+        let mut args = args.iter().map(String::as_str);
+        while let Some(option) = args.next() {
+            let value = match option {
+                "--progress" => {
+                    chosen.progress = true;
+                    continue;
+                }
+                "--format" => args.next(),
+                _ => option.strip_prefix("--format="),
+            };
+            chosen.format = match value {
+                Some("text") => Some(Format::Text),
+                Some("json") => Some(Format::Json),
+                Some(other) => return Err(CommandError::new(format!("option format has invalid value {other}"))),
+                None => {
+                    let expected = "expected --format text, --format json or --progress";
+                    return Err(CommandError::new(format!("{expected}, not {option:?}")));
+                }
+            };
         }
-    };
-    match value {
-        "text" => Ok(Format::Text),
-        "json" => Ok(Format::Json),
-        other => Err(CommandError::new(format!("option format has invalid value {other}"))),
+        Ok(chosen)
     }
 }
 
 /// What people may want to know of each command, by name.
-#[derive(Default)]
+#[derive(Default, Clone)]
 struct Catalog(BTreeMap<&'static str, Entry>);
 
 #[derive(Debug, Clone, Serialize)]
@@ -295,10 +381,22 @@ impl Serialize for Listing {
     }
 }
 
+impl fmt::Display for Catalog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.values().try_for_each(|entry| entry.fmt(f))
+    }
+}
+
+impl Serialize for Catalog {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.values())
+    }
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let space = if self.usage.is_empty() { "" } else { " " };
-        writeln!(f, "{}{space}{}\n  {}", self.name, self.usage, self.help)
+        writeln!(f, "{}{space}{}\n  {}\n  Needs {} access.", self.name, self.usage, self.help, self.right)
     }
 }
 
@@ -311,15 +409,16 @@ struct BuiltIn {
 static BUILT_IN: &[Command<Arc<BuiltIn>>] = &[
     Command {
         name: "help",
-        usage: "COMMAND",
-        help: "Says what COMMAND does.",
-        args: 1..=1,
+        usage: "[COMMAND]",
+        help: "Says what COMMAND, or each command, does, and what access it needs.",
+        args: 0..=1,
         right: Right::Read,
         run: |this, args| {
             Box::pin(async move {
-                match this.catalog.0.get(args[0].as_str()) {
-                    Some(entry) => Ok(Answer::of(entry.clone())),
-                    None => Err(CommandError::new(format!("{:?} is not a valid command", args[0]))),
+                match args.first().map(|name| (name, this.catalog.0.get(name.as_str()))) {
+                    None => Ok(Answer::of(this.catalog.clone())),
+                    Some((_, Some(entry))) => Ok(Answer::of(entry.clone())),
+                    Some((name, None)) => Err(CommandError::new(format!("{name:?} is not a valid command"))),
                 }
             })
         },
@@ -338,6 +437,11 @@ static BUILT_IN: &[Command<Arc<BuiltIn>>] = &[
         help: "Says the daemon's name and version.",
         args: 0..=0,
         right: Right::Read,
-        run: |this, _| Box::pin(async move { Ok(Answer::text(this.version)) }),
+        run: |this, _| {
+            Box::pin(async move {
+                let (name, version) = this.version.split_once(' ').unwrap_or((this.version, ""));
+                Ok(Answer::new(this.version, json!({ "name": name, "version": version })))
+            })
+        },
     },
 ];

@@ -14,12 +14,13 @@
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use mio::event::Event;
 use mio::net::{UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Token};
@@ -27,7 +28,8 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook_mio::v1_0::Signals;
 
-use super::registry::{Dispatch, Registry};
+use super::access::{Access, Credentials, group};
+use super::registry::{Dispatch, Peer, Registry};
 use super::session::{After, Session};
 
 /// How often an unfinished command is asked again even if nobody woke it.
@@ -36,8 +38,9 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
 
-/// Owner and group may connect; the run directory decides who gets that far.
-const SOCKET_MODE: u32 = 0o660;
+/// Who may connect: the owner, and those of the socket's group if one was wanted and is there.
+const OWNER_ONLY: u32 = 0o600;
+const OWNER_AND_GROUP: u32 = 0o660;
 
 const LISTENER: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -45,21 +48,23 @@ const DOORBELL: Token = Token(2);
 const FIRST_SESSION: usize = 3;
 
 /// What clients may cost us. The default is far beyond what people and scripts need, and far below what would hurt.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Open connections; further ones are closed at once.
+    /// Open connections; further ones are closed at once. Every fourth is kept for root and the daemon's own user.
     pub connections: usize,
     /// Bytes of one request; a longer one closes its connection.
     pub request: usize,
     /// Bytes of answers that clients have not read yet, over all connections; an answer beyond that becomes an error.
     pub output: usize,
-    /// How long a connection may do nothing, neither send nor read, while no command of its runs.
+    /// Calls of one batch (JSON-RPC 2.0); a longer one closes its connection.
+    pub batch: usize,
+    /// How long a client may do nothing when it is its turn to send or to read.
     pub idle: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { connections: 64, request: 1 << 20, output: 256 << 20, idle: Duration::from_secs(15 * 60) }
+        Limits { connections: 64, request: 1 << 20, output: 256 << 20, batch: 100, idle: Duration::from_secs(15 * 60) }
     }
 }
 
@@ -83,18 +88,20 @@ pub struct Endpoint {
     signals: Option<Signals>,
     doorbell: Arc<Doorbell>,
     limits: Limits,
+    access: Arc<ArcSwap<Access>>,
     file: SocketFile,
 }
 
 impl Endpoint {
-    /// Binds the socket `path`, replacing one that a dead daemon left behind.
+    /// Binds the socket `path`, replacing one that a dead daemon left behind. Those in the group `for_group`, if there is one of that
+    /// name and we may give it away, may connect as well as we.
     ///
     /// # Errors
     /// One that a living daemon answers on is left alone, as is anything that is no socket.
-    pub fn bind(path: impl Into<PathBuf>, limits: Limits) -> Result<Endpoint, BindError> {
+    pub fn bind(path: impl Into<PathBuf>, for_group: Option<&str>, limits: Limits) -> Result<Endpoint, BindError> {
         let path = path.into();
         remove_stale(&path)?;
-        let (mut listener, file) = match listen_on(&path) {
+        let (mut listener, file) = match listen_on(&path, for_group.and_then(group)) {
             Ok(bound) => bound,
             Err(source) => return Err(BindError::Socket { path, source }),
         };
@@ -102,7 +109,7 @@ impl Endpoint {
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE).map_err(BindError::Poll)?;
         let waker = mio::Waker::new(poll.registry(), DOORBELL).map_err(BindError::Poll)?;
         let doorbell = Arc::new(Doorbell { waker, rung: Mutex::default() });
-        Ok(Endpoint { poll, listener, signals: None, doorbell, limits, file })
+        Ok(Endpoint { poll, listener, signals: None, doorbell, limits, access: Arc::default(), file })
     }
 
     /// Turns SIGTERM, SIGINT and SIGHUP into [`Turn`]s from now on, for the whole process.
@@ -116,6 +123,11 @@ impl Endpoint {
     /// What other threads wake the server with.
     pub fn handle(&self) -> Handle {
         Handle(self.doorbell.clone())
+    }
+
+    /// Who may do what; what is stored there holds from then on, for those who are connected as well.
+    pub fn access(&self) -> Arc<ArcSwap<Access>> {
+        Arc::clone(&self.access)
     }
 
     /// Serves these commands.
@@ -245,9 +257,14 @@ impl Server {
             log::warn!(target: "control", "closing a new connection: there are {} already", self.sessions.len());
             return Ok(None);
         }
+        let credentials = Credentials::of_peer(&stream)?;
+        if !credentials.is_master() && self.sessions.len() >= limits.connections.div_ceil(4) * 3 {
+            log::warn!(target: "control", "closing a new connection of {credentials}: the rest is kept for root");
+            return Ok(None);
+        }
         let number = self.next_session;
         let waker = Waker::from(Arc::new(Ring { doorbell: self.endpoint.doorbell.clone(), session: number }));
-        let mut session = Session::new(stream, limits, waker, now);
+        let mut session = Session::new(stream, Peer::new(credentials, self.endpoint.access()), limits, waker, now);
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.endpoint.poll.registry().register(session.source(), Token(number), interest)?;
         self.next_session += 1;
@@ -386,12 +403,14 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 }
 
 /// A listening socket. Nobody can connect before `listen`, so its file has the right mode from the moment it matters.
-fn listen_on(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
+fn listen_on(path: &Path, group: Option<u32>) -> io::Result<(UnixListener, SocketFile)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     bind(&socket, &SocketAddrUnix::new(path)?)?;
     let file = SocketFile::at(path)?;
-    fs::set_permissions(path, Permissions::from_mode(SOCKET_MODE))?;
+    let given = group.is_some_and(|group| chown(path, None, Some(group)).is_ok());
+    let mode = if given { OWNER_AND_GROUP } else { OWNER_ONLY };
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     listen(&socket, BACKLOG)?;
     Ok((UnixListener::from_std(socket.into()), file))
 }

@@ -1,13 +1,13 @@
 //! [`Session`]: one client's connection.
 //!
 //! ```text
-//!             ┌──────────── a request at a time ───────────┐
-//!  socket ──► frames ──► call in progress ──► output ──► socket
-//!   stop reading while ◄──────┴───────────────────┘ there is either
+//!             ┌────────── a message at a time ──────────┐
+//!  socket ──► frames ──► exchange ──────────► output ──► socket
+//!   stop reading while ◄────┴───────────────────┘ there is either
 //! ```
 //!
 //! So replies come in order, and a client that sends without reading fills its own socket's buffers, not our memory: a session
-//! holds at most one unfinished request and one reply.
+//! holds at most one unfinished message and one answer, or one part of a long one.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::net::UnixStream;
 use offloadctl::frames::{FrameError, Frames};
-use offloadctl::protocol::{Message, Reply};
-use serde_json::Value;
 
-use super::registry::{Dispatch, Outcome, Peer};
+use super::exchange::{Answering, Broken, Exchange, Stepped};
+use super::registry::{Dispatch, Peer};
 use super::server::{Limits, TICK};
 
 /// How many steps a session takes before others have their turn.
@@ -41,7 +40,9 @@ pub(super) struct Session {
     /// The client has gone and will read nothing.
     gone: bool,
     frames: Frames,
-    call: Option<Running>,
+    exchange: Option<Exchange>,
+    /// When to go on with the exchange even if nobody woke us; that is what drives [`super::deadline`].
+    ask_again: Instant,
     output: Output,
     peer: Arc<Peer>,
     /// Queues this session for the server's next turn.
@@ -49,14 +50,8 @@ pub(super) struct Session {
     /// When something last moved.
     active: Instant,
     idle: Duration,
-}
-
-/// A request whose command has not answered yet.
-struct Running {
-    id: Value,
-    outcome: Outcome,
-    /// When to ask it again even if nobody woke us; that is what drives [`super::deadline`].
-    ask_again: Instant,
+    /// Calls that one message may hold.
+    batch: usize,
 }
 
 /// Bytes for the client.
@@ -91,24 +86,30 @@ enum Cut {
     Io(#[from] io::Error),
     #[error(transparent)]
     Frame(#[from] FrameError),
+    #[error(transparent)]
+    Broken(#[from] Broken),
     #[error("the message is no request")]
     NoRequest,
+    #[error("a batch of {calls} calls; at most {most} may be in one")]
+    TooMany { calls: usize, most: usize },
 }
 
 impl Session {
-    pub(super) fn new(stream: UnixStream, limits: &Limits, waker: Waker, now: Instant) -> Session {
+    pub(super) fn new(stream: UnixStream, peer: Peer, limits: &Limits, waker: Waker, now: Instant) -> Session {
         Session {
             stream,
             readable: true,
             ended: false,
             gone: false,
             frames: Frames::new(limits.request),
-            call: None,
+            exchange: None,
+            ask_again: now,
             output: Output::default(),
-            peer: Arc::default(),
+            peer: Arc::new(peer),
             waker,
             active: now,
             idle: limits.idle,
+            batch: limits.batch,
         }
     }
 
@@ -125,10 +126,12 @@ impl Session {
 
     /// When the session wants a turn even if nothing happens.
     pub(super) fn next_turn(&self) -> Instant {
-        match &self.call {
-            Some(call) => call.ask_again,
-            None => self.active + self.idle,
-        }
+        if self.waits_for_client() { self.active + self.idle } else { self.ask_again }
+    }
+
+    /// Whether it is the client's turn, to send or to read.
+    fn waits_for_client(&self) -> bool {
+        self.exchange.is_none() || self.backlog() > 0
     }
 
     /// How many bytes wait for the client to read.
@@ -136,9 +139,9 @@ impl Session {
         self.output.bytes.len() - self.output.sent
     }
 
-    /// Goes on as far as it can, up to a fair share of steps. A reply longer than `room` is replaced by an error.
+    /// Goes on as far as it can, up to a fair share of steps. An answer longer than `room` is replaced by an error.
     pub(super) fn advance(&mut self, dispatch: &Dispatch, room: usize, now: Instant) -> After {
-        if self.call.is_none() && now >= self.active + self.idle {
+        if self.waits_for_client() && now >= self.active + self.idle {
             log::debug!(target: "control", "closing a connection idle for {}", humantime::format_duration(self.idle));
             return After::Ends;
         }
@@ -161,26 +164,32 @@ impl Session {
         if self.backlog() > 0 {
             return Ok(self.output.send(&mut self.stream)?);
         }
-        if let Some(call) = &mut self.call {
-            call.ask_again = now + TICK;
-            return Ok(match call.outcome.as_mut().poll(&mut Context::from_waker(&self.waker)) {
-                Poll::Ready(outcome) => {
-                    let id = std::mem::take(&mut call.id);
-                    self.call = None;
-                    self.output.put(id, outcome, room);
-                    Step::Progress
+        if let Some(exchange) = &mut self.exchange {
+            self.ask_again = now + TICK;
+            let answering = Answering { dispatch, peer: &self.peer, room };
+            return match exchange.step(&answering, &mut Context::from_waker(&self.waker), &mut self.output.bytes) {
+                Poll::Ready(stepped) => {
+                    if stepped? == Stepped::Done {
+                        self.exchange = None;
+                    }
+                    Ok(Step::Progress)
                 }
-                Poll::Pending if self.gone => Step::End,
-                Poll::Pending => Step::Blocked,
-            });
+                Poll::Pending if self.backlog() > 0 => Ok(Step::Progress),
+                Poll::Pending if self.gone => Ok(Step::End),
+                Poll::Pending => Ok(Step::Blocked),
+            };
         }
         match self.frames.take()? {
-            Some(Message::Request(request)) => {
-                let outcome = dispatch.call(request.method, request.params, self.peer.clone());
-                self.call = Some(Running { id: request.id, outcome, ask_again: now });
+            Some(message) => {
+                let exchange = Exchange::new(message).ok_or(Cut::NoRequest)?;
+                let (calls, most) = (exchange.calls(), self.batch);
+                if calls > most {
+                    return Err(Cut::TooMany { calls, most });
+                }
+                self.exchange = Some(exchange);
+                self.ask_again = now;
                 Ok(Step::Progress)
             }
-            Some(Message::Notification { .. } | Message::Reply(_)) => Err(Cut::NoRequest),
             None if self.ended => Ok(Step::End),
             None if !self.readable => Ok(Step::Blocked),
             None => Ok(self.read()?),
@@ -204,16 +213,6 @@ impl Session {
 }
 
 impl Output {
-    fn put(&mut self, id: Value, outcome: Result<Value, String>, room: usize) {
-        self.bytes = Reply { id: id.clone(), outcome: outcome.map_err(Value::from) }.encode();
-        self.sent = 0;
-        if self.bytes.len() > room {
-            let size = self.bytes.len();
-            let error = format!("the answer has {size} bytes, and {room} are free for answers: ask for less, or later");
-            self.bytes = Reply { id, outcome: Err(error.into()) }.encode();
-        }
-    }
-
     fn send(&mut self, stream: &mut UnixStream) -> io::Result<Step> {
         match stream.write(&self.bytes[self.sent..]) {
             Ok(length) => self.sent += length,

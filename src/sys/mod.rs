@@ -7,12 +7,14 @@
 //! - [`packet`]: what is peculiar to AF_PACKET sockets
 //! - [`ring`]: frames that such a socket leaves in shared memory
 //! - [`netdev`]: what an interface is and how it is set, asked by name
+//! - [`peer`]: whose process is at the other end of a unix socket
 //! - [`tap`]: TAP interfaces of our own
 #![allow(unsafe_code)]
 
 pub mod mmsg;
 pub mod netdev;
 pub mod packet;
+pub mod peer;
 pub mod ring;
 pub mod stack;
 pub mod tap;

@@ -69,7 +69,7 @@ mod tests {
     fn ask(device: &dyn Device, line: &str) -> Result<String, String> {
         let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
         let answer = fault(device, &args).map_err(|error| error.to_string())?;
-        let json = answer.render(Format::Json).map_err(|error| error.to_string())?;
+        let json = answer.said(Format::Json).map_err(|error| error.to_string())?;
         Ok(json.to_string())
     }
 
