@@ -356,6 +356,19 @@ impl Daemon {
         block_on(self.switch.add_port(spec))
     }
 
+    /// Closes a port and opens it as `new`; as it was if that cannot be. For threads that may sleep.
+    pub fn replace_port(&self, old: &PortSpec, new: &PortSpec) -> Result<PortNo, AddPortError> {
+        if let Some(number) = self.switch.port_number(&old.name) {
+            self.remove_port(number);
+        }
+        self.add_port(new).inspect_err(|_| {
+            let as_it_was = PortSpec { number: new.number, ..old.clone() };
+            if let Err(error) = self.add_port(&as_it_was) {
+                log::error!(target: "port", "{}: not as it was, either: {error}", old.name);
+            }
+        })
+    }
+
     /// As [`Switch::remove_port`]; for threads that may sleep.
     pub fn remove_port(&self, port: PortNo) -> Option<String> {
         block_on(self.switch.remove_port(port))
@@ -430,7 +443,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 /// Waits for a future on this thread; for threads that may sleep.
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     struct Unpark(Thread);
     impl Wake for Unpark {
         fn wake(self: Arc<Self>) {

@@ -56,6 +56,14 @@ counters! {
     }
 }
 
+impl Lookup {
+    /// Packets whose flow was found, and those that had to be decided.
+    pub fn hits_and_misses(&self) -> (u64, u64) {
+        let hits = self.mark_hit.get() + self.emc_hit.get() + self.megaflow_hit.get();
+        (hits, self.upcall_installed.get() + self.upcall_flow_limit.get())
+    }
+}
+
 counters! {
     /// What became of packets and their copies. A packet that goes to three ports is in three counts.
     Fate {

@@ -11,6 +11,7 @@ use rustix::thread::CpuSet;
 
 use super::counters::PollerCounters;
 use super::doorbell::Doorbell;
+use super::emc::Emc;
 use super::hash::Seeds;
 use super::inbox::{Inbox, Message};
 use super::pipeline::Pipeline;
@@ -80,7 +81,8 @@ impl Kit {
         let seeds = Seeds::random();
         let ring = Arc::clone(&doorbell);
         let agent = offload.agent(id as u32, Box::new(move || ring.ring()));
-        let table = FlowTable::new(seeds.clone(), self.namer.clone(), agent);
+        let mut table = FlowTable::new(seeds.clone(), self.namer.clone(), agent);
+        table.emc = Emc::with_entries(shared.emc_entries());
         let pipeline = Pipeline::new(Arc::clone(shared), Arc::clone(&counters), table, seeds);
         let now = Instant::now();
         let poller = Poller::new(now, pipeline, Arc::clone(&inbox), Arc::clone(&doorbell), self.reports.clone());

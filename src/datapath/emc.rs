@@ -11,8 +11,11 @@
 use super::flows::{FlowRef, Flows};
 use crate::flow::Key;
 
-/// Entries in the cache.
+/// Entries in the cache unless somebody wants more or fewer; a power of two, as every number of them is.
 pub const ENTRIES: usize = 8_192;
+/// The fewest entries and the most: the hash has bits for so many.
+pub const MIN_ENTRIES: usize = 64;
+pub const MAX_ENTRIES: usize = 65_536;
 
 /// A missed key is entered about once in this many times.
 pub const INSERT_ONE_IN: u32 = 32;
@@ -53,9 +56,16 @@ impl Default for Emc {
 
 impl Emc {
     pub fn new() -> Emc {
+        Emc::with_entries(ENTRIES)
+    }
+
+    /// # Panics
+    /// If `entries` is no power of two from [`MIN_ENTRIES`] to [`MAX_ENTRIES`].
+    pub fn with_entries(entries: usize) -> Emc {
+        assert!(entries.is_power_of_two() && (MIN_ENTRIES..=MAX_ENTRIES).contains(&entries));
         Emc {
-            tags: vec![Tag::default(); ENTRIES].into_boxed_slice(),
-            keys: vec![Key::ZERO; ENTRIES].into_boxed_slice(),
+            tags: vec![Tag::default(); entries].into_boxed_slice(),
+            keys: vec![Key::ZERO; entries].into_boxed_slice(),
             lottery: 1,
             lookups: 0,
             hits: 0,
@@ -95,7 +105,7 @@ impl Emc {
     /// The live flow of `key`.
     #[inline]
     pub fn lookup(&mut self, key: &Key, hash: u64, flows: &Flows) -> Option<u32> {
-        for place in places(hash) {
+        for place in self.places(hash) {
             let tag = &self.tags[place];
             if tag.hash == hash as u32 && flows.is_live(tag.flow) && same(&self.keys[place], key) {
                 self.hits += 1;
@@ -116,7 +126,7 @@ impl Emc {
 
     /// Remembers that `key` belongs to `flow`, in place of an older entry for the key, a dead one, or the one that lost the toss.
     pub fn insert(&mut self, key: &Key, hash: u64, flow: FlowRef, flows: &Flows) {
-        let [first, second] = places(hash);
+        let [first, second] = self.places(hash);
         let same = |place: usize| self.tags[place].hash == hash as u32 && self.keys[place] == *key;
         let dead = |place: usize| !flows.is_live(self.tags[place].flow);
         let place = if same(first) || (!same(second) && dead(first)) {
@@ -129,18 +139,19 @@ impl Emc {
         self.tags[place] = Tag { hash: hash as u32, flow };
         self.keys[place] = *key;
     }
+
+    #[inline]
+    fn places(&self, hash: u64) -> [usize; 2] {
+        let last = self.tags.len() - 1;
+        // The tag takes the low 32 bits, the places bits above: equal places do not make equal tags.
+        [(hash >> 32) as usize & last, (hash >> 46) as usize & last]
+    }
 }
 
 /// Equality of keys, without the call and the branches of a `memcmp`.
 #[inline]
 fn same(a: &Key, b: &Key) -> bool {
     a.words().iter().zip(b.words()).fold(0, |differing, (a, b)| differing | (a ^ b)) == 0
-}
-
-#[inline]
-fn places(hash: u64) -> [usize; 2] {
-    // The tag takes the low 32 bits, the places bits above: equal places do not make equal tags.
-    [(hash >> 32) as usize % ENTRIES, (hash >> 46) as usize % ENTRIES]
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use crossbeam_queue::SegQueue;
 use futures_channel::oneshot;
 use rustix::thread::CpuSet;
 
+use super::emc::Emc;
 use super::flows::Flow;
 use super::output::Output;
 use super::pipeline::Pipeline;
@@ -23,8 +24,11 @@ use crate::offload::{Agent, FlowStats, Standing, Trouble};
 /// Flows that a job looks at between two batches.
 pub const SLICE: u32 = 128;
 
+/// Flows that a job adds between two batches.
+const ADD_SLICE: usize = 32;
+
 /// The most flows in a page of a dump.
-pub const PAGE: u32 = 256;
+pub const PAGE: u32 = 64;
 
 /// Where a poller's messages wait, in the order in which they were sent.
 ///
@@ -84,6 +88,10 @@ pub enum Message {
     /// Closes the port's queues and deletes the flows of packets from it; answers with the flows deleted.
     RemovePort(PortNo, oneshot::Sender<usize>),
     Add(Box<NewFlow>, oneshot::Sender<Result<(), FlowError>>),
+    /// Adds all of these or, if one of them is there already, none; calls the function with how many came to it since the last time.
+    AddMany(Arc<[NewFlow]>, Option<Arc<dyn Fn(u64) + Send + Sync>>, oneshot::Sender<Result<(), Taken>>),
+    /// Replaces the exact-match cache.
+    SetEmc(Box<Emc>, oneshot::Sender<()>),
     /// Replaces the actions of one flow, which from then on counts as added by hand; answers with its counts until then.
     Modify(Which, Change, oneshot::Sender<Option<FlowView>>),
     Delete(Which, oneshot::Sender<Option<FlowView>>),
@@ -134,6 +142,14 @@ pub enum FlowError {
     Exists,
 }
 
+/// Why none of many flows was added.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Of the first that cannot be added.
+    pub index: usize,
+    pub error: FlowError,
+}
+
 /// A flow as dumps show it.
 #[derive(Clone, Debug)]
 pub struct FlowView {
@@ -163,8 +179,78 @@ pub struct Page {
     pub next: Option<u32>,
 }
 
-/// A request that goes through all flows.
-pub struct Job {
+/// A request that concerns many flows.
+pub enum Job {
+    Delete(DeleteJob),
+    Add(AddJob),
+}
+
+impl Job {
+    /// Deletes the flows there are now; with a port, those of packets from it.
+    pub fn delete(pipeline: &Pipeline, from_port: Option<PortNo>, done: oneshot::Sender<usize>) -> Job {
+        let (end, births) = (pipeline.table.flows.slots(), pipeline.table.births());
+        Job::Delete(DeleteJob { next: 0, end, births, from_port, deleted: 0, done })
+    }
+
+    /// Adds flows.
+    pub fn add(
+        flows: Arc<[NewFlow]>,
+        progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+        done: oneshot::Sender<Result<(), Taken>>,
+    ) -> Job {
+        Job::Add(AddJob { flows, checked: 0, added: 0, progress, done })
+    }
+
+    /// Goes on by a slice; gives itself back until it is done and has answered.
+    pub fn slice(self, now: Instant, pipeline: &mut Pipeline) -> Option<Job> {
+        match self {
+            Job::Delete(job) => job.slice(now, pipeline).map(Job::Delete),
+            Job::Add(job) => job.slice(now, pipeline).map(Job::Add),
+        }
+    }
+}
+
+/// Adds flows: looks first whether each can be added. Nobody else adds flows by hand meanwhile.
+pub struct AddJob {
+    flows: Arc<[NewFlow]>,
+    checked: usize,
+    added: usize,
+    progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
+    done: oneshot::Sender<Result<(), Taken>>,
+}
+
+impl AddJob {
+    fn slice(mut self, now: Instant, pipeline: &mut Pipeline) -> Option<AddJob> {
+        let count = self.flows.len();
+        if self.checked < count {
+            let to = count.min(self.checked + SLICE as usize);
+            if let Some(at) = self.flows[self.checked..to].iter().position(|flow| pipeline.has_by_hand(flow)) {
+                // Whoever asked may have given up waiting, here and below.
+                let _ = self.done.send(Err(Taken { index: self.checked + at, error: FlowError::Exists }));
+                return None;
+            }
+            self.checked = to;
+            return Some(self);
+        }
+        let to = count.min(self.added + ADD_SLICE);
+        for flow in &self.flows[self.added..to] {
+            // It is not there, as was seen above.
+            let _ = pipeline.add_flow(now, flow.clone());
+        }
+        if let Some(progress) = &self.progress {
+            progress((to - self.added) as u64);
+        }
+        self.added = to;
+        if to < count {
+            return Some(self);
+        }
+        let _ = self.done.send(Ok(()));
+        None
+    }
+}
+
+/// Deletes flows.
+pub struct DeleteJob {
     next: u32,
     end: u32,
     /// Flows born from here on came after the request.
@@ -174,15 +260,8 @@ pub struct Job {
     done: oneshot::Sender<usize>,
 }
 
-impl Job {
-    /// Deletes the flows there are now; with a port, those of packets from it.
-    pub fn delete(pipeline: &Pipeline, from_port: Option<PortNo>, done: oneshot::Sender<usize>) -> Job {
-        let (end, births) = (pipeline.table.flows.slots(), pipeline.table.births());
-        Job { next: 0, end, births, from_port, deleted: 0, done }
-    }
-
-    /// Goes on by a slice; gives itself back until it is done and has answered.
-    pub fn slice(mut self, now: Instant, pipeline: &mut Pipeline) -> Option<Job> {
+impl DeleteJob {
+    fn slice(mut self, now: Instant, pipeline: &mut Pipeline) -> Option<DeleteJob> {
         let to = self.end.min(self.next.saturating_add(SLICE));
         for index in self.next..to {
             let Some(flow) = pipeline.table.flows.get(index) else { continue };
@@ -206,10 +285,24 @@ fn is_from(flow: &Flow, port: PortNo) -> bool {
 }
 
 impl Pipeline {
-    pub fn add_flow(&mut self, now: Instant, flow: NewFlow) -> Result<(), FlowError> {
+    /// The flow of this ufid or match.
+    fn same(&self, flow: &NewFlow) -> Option<u32> {
         let named = flow.ufid.and_then(|ufid| self.table.named(ufid));
-        match named.or_else(|| self.table.find(&flow.matching)) {
-            Some(index) if self.table.flows.get(index).is_some_and(Flow::is_by_hand) => return Err(FlowError::Exists),
+        named.or_else(|| self.table.find(&flow.matching))
+    }
+
+    fn is_by_hand(&self, index: u32) -> bool {
+        self.table.flows.get(index).is_some_and(Flow::is_by_hand)
+    }
+
+    /// Whether one by hand stands in its way.
+    fn has_by_hand(&self, flow: &NewFlow) -> bool {
+        self.same(flow).is_some_and(|index| self.is_by_hand(index))
+    }
+
+    pub fn add_flow(&mut self, now: Instant, flow: NewFlow) -> Result<(), FlowError> {
+        match self.same(&flow) {
+            Some(index) if self.is_by_hand(index) => return Err(FlowError::Exists),
             // What the rules decided gives way to what people say.
             Some(index) => drop(self.delete(now, index)),
             None => {}

@@ -255,6 +255,11 @@ impl Poller {
                 self.jobs.push_back(Job::delete(pipeline, Some(port), done));
             }
             Message::Add(flow, reply) => drop(reply.send(pipeline.add_flow(now, *flow))),
+            Message::AddMany(flows, progress, done) => self.jobs.push_back(Job::add(flows, progress, done)),
+            Message::SetEmc(emc, done) => {
+                pipeline.table.emc = *emc;
+                let _ = done.send(());
+            }
             Message::Modify(which, change, reply) => drop(reply.send(pipeline.modify_flow(now, &which, change))),
             Message::Delete(which, reply) => drop(reply.send(pipeline.delete_flow(now, &which))),
             Message::Get(which, reply) => drop(reply.send(pipeline.get_flow(&which))),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::emc::ENTRIES;
 use crate::slowpath::Slowpath;
 
 /// What all pollers have in common.
@@ -26,6 +27,8 @@ pub struct Shared {
     decisions: AtomicU64,
     /// Pollers spin instead of sleeping.
     pub busy_poll: AtomicBool,
+    /// Entries in each poller's exact-match cache.
+    emc_entries: AtomicUsize,
 }
 
 /// Flow counts above this share of the limit (in percent) make flows expire faster.
@@ -50,6 +53,7 @@ impl Shared {
             max_idle_ms: AtomicU64::new(max_idle.as_millis() as u64),
             decisions: AtomicU64::new(1),
             busy_poll: AtomicBool::new(busy_poll),
+            emc_entries: AtomicUsize::new(ENTRIES),
         }
     }
 
@@ -102,6 +106,15 @@ impl Shared {
 
     pub fn set_flow_limit(&self, limit: usize) {
         self.flow_limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Entries in the exact-match cache of a poller, also of those that start later.
+    pub fn emc_entries(&self) -> usize {
+        self.emc_entries.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_emc_entries(&self, entries: usize) {
+        self.emc_entries.store(entries, Ordering::Relaxed);
     }
 
     pub fn set_max_idle(&self, max_idle: Duration) {

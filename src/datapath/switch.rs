@@ -18,7 +18,8 @@ use rustix::thread::{CpuSet, sched_getaffinity};
 use super::baton::Baton;
 use super::counters::{PollerCounters, PortCounters, RxCounters};
 use super::crew::{Crew, Kit};
-use super::inbox::{Change, FlowError, FlowView, Message, NewFlow, Page, Which};
+use super::emc::Emc;
+use super::inbox::{Change, FlowError, FlowView, Message, NewFlow, Page, Taken, Which};
 use super::output::{Output, PortLimits, Tx};
 use super::poller::{Receiver, Reports};
 use super::shared::Shared;
@@ -56,6 +57,8 @@ pub(super) struct Ports {
 }
 
 pub(super) struct OpenPort {
+    /// What it was opened as.
+    spec: PortSpec,
     pub port: Box<dyn Port>,
     limits: Arc<PortLimits>,
     /// One a poller.
@@ -82,6 +85,15 @@ struct Opened {
 
 /// The most pollers.
 pub const MAX_POLLERS: usize = 256;
+
+/// A flow to be added by hand.
+#[derive(Clone, Debug)]
+pub struct AddFlow {
+    /// `None`: named after its match.
+    pub ufid: Option<Ufid>,
+    pub matching: Match,
+    pub actions: Actions,
+}
 
 /// How many pollers there are and where they run.
 #[derive(Clone, Debug, Default)]
@@ -162,7 +174,7 @@ impl Switch {
         let _baton = self.baton.take().await;
         let crew = self.crew();
         let (open, Opened { outputs, receivers }) =
-            self.open_queues(port, &crew).inspect_err(|_| self.forget(number))?;
+            self.open_queues(spec, port, &crew).inspect_err(|_| self.forget(number))?;
         self.ports().open.insert(number, open);
         self.add_outputs(&crew, number, outputs).await?;
         self.publish_ports();
@@ -215,12 +227,18 @@ impl Switch {
     }
 
     /// Opens a port's queues for the pollers of `crew`.
-    fn open_queues(&self, mut port: Box<dyn Port>, crew: &Crew) -> Result<(OpenPort, Opened), AddPortError> {
+    fn open_queues(
+        &self,
+        spec: &PortSpec,
+        mut port: Box<dyn Port>,
+        crew: &Crew,
+    ) -> Result<(OpenPort, Opened), AddPortError> {
         let info = port.info().clone();
         let queues = port.take_rx();
         let now = Instant::now();
         let place = |poller| RxPlace { poller, counters: Arc::default(), window: Window::new(now) };
         let mut open = OpenPort {
+            spec: spec.clone(),
             limits: Arc::new(PortLimits { mtu: AtomicU32::new(port.mtu() as u32) }),
             counters: crew.pollers.iter().map(|_| Arc::default()).collect(),
             ended: PortCounters::default(),
@@ -365,6 +383,11 @@ impl Switch {
         by_name.or_else(|| text.parse().ok().map(PortNo).filter(|number| ports.open.contains_key(number)))
     }
 
+    /// What a port was opened as.
+    pub fn port_spec(&self, port: PortNo) -> Option<PortSpec> {
+        self.ports().open.get(&port).map(|open| open.spec.clone())
+    }
+
     /// Makes `frame` arrive at a port in memory.
     pub fn inject(&self, name: &str, queue: usize, frame: &[u8]) -> Result<(), InjectError> {
         let ports = self.ports();
@@ -413,6 +436,39 @@ impl Switch {
         let answers = self.crew().ask(|reply| Message::Add(Box::new(flow.clone()), reply)).await;
         // Flows by hand are in every poller or in none, so all answers are equal.
         answers.into_iter().flatten().collect()
+    }
+
+    /// Adds flows in every poller, all or none. `progress` is called with how many came to it since the last time, by one poller.
+    ///
+    /// # Errors
+    /// There is one by hand with the match or ufid of one of them.
+    pub async fn add_flows(
+        &self,
+        flows: Vec<AddFlow>,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<(), Taken> {
+        let _baton = self.baton.take().await;
+        let new = |AddFlow { ufid, matching, actions }: AddFlow| {
+            NewFlow { ufid, matching, actions, number: self.shared.decision_number() }
+        };
+        let flows: Arc<[NewFlow]> = flows.into_iter().map(new).collect();
+        let progress = Mutex::new(Some(Arc::new(progress) as Arc<dyn Fn(u64) + Send + Sync>));
+        let first = || progress.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let answers = self.crew().ask(|reply| Message::AddMany(Arc::clone(&flows), first(), reply)).await;
+        // Flows by hand are in every poller or in none, so all answers are equal.
+        answers.into_iter().flatten().collect()
+    }
+
+    /// Entries in the exact-match cache of each poller.
+    pub fn emc_entries(&self) -> usize {
+        self.shared.emc_entries()
+    }
+
+    /// Gives each poller an empty exact-match cache.
+    pub async fn set_emc_entries(&self, entries: usize) {
+        let _baton = self.baton.take().await;
+        self.shared.set_emc_entries(entries);
+        self.crew().ask(|done| Message::SetEmc(Box::new(Emc::with_entries(entries)), done)).await;
     }
 
     /// Replaces a flow's actions; answers with what it was, counts summed, or `None` when no poller has it. From then on it

@@ -1,6 +1,6 @@
 //! What people can ask of the daemon, a table of commands a file.
 //!
-//! - [`dpctl`]: ports and flows of the datapath, as Open vSwitch's `dpctl` has them
+//! - [`dpctl`]: ports and flows of the datapath, as Open vSwitch's `dpctl` has them; `dpif`: its `dpif`
 //! - [`offload`]: the device, its queue and its marks; `explain`: why a flow is not in it
 //! - [`rule`]: rules and stations
 //! - [`poller`]: what pollers did
@@ -9,6 +9,7 @@
 //! - [`vlog`]: its log
 
 pub mod dpctl;
+mod dpif;
 mod explain;
 pub mod offload;
 pub mod poller;
@@ -17,6 +18,7 @@ pub mod rule;
 pub mod sim;
 pub mod vlog;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,13 +29,19 @@ use crate::daemon::Daemon;
 /// The one datapath's name, where Open vSwitch would print its own.
 pub const DATAPATH: &str = "netdev@offloadd";
 
+/// The one bridge's name, where Open vSwitch's commands want one.
+pub const BRIDGE: &str = "offloadd";
+
+/// A file of flows or rules larger than this is refused: it is none.
+const MAX_FILE: u64 = 256 << 20;
+
 /// How long a command waits for pollers, which answer between two batches.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Declares every command of the daemon.
 pub fn register(registry: &mut Registry, daemon: &Arc<Daemon>) {
     let tables =
-        [dpctl::COMMANDS, offload::COMMANDS, poller::COMMANDS, process::COMMANDS, rule::COMMANDS, sim::COMMANDS];
+        [dpctl::COMMANDS, dpif::COMMANDS, offload::COMMANDS, poller::COMMANDS, process::COMMANDS, rule::COMMANDS, sim::COMMANDS];
     for table in tables {
         registry.add(table, Arc::clone(daemon));
     }
@@ -58,6 +66,11 @@ impl Options {
         Ok(Options { given: given.to_vec(), rest: rest.to_vec() })
     }
 
+    /// Takes out the arguments that `wanted` chooses.
+    fn take(&mut self, wanted: impl Fn(&String) -> bool) -> Vec<String> {
+        self.rest.extract_if(.., |arg| wanted(arg)).collect()
+    }
+
     fn has(&self, names: &[&str]) -> bool {
         self.given.iter().any(|option| names.contains(&option.as_str()))
     }
@@ -74,6 +87,16 @@ impl Options {
         };
         rest.try_into().map_err(|_| CommandError::new(format!("usage: {usage}")))
     }
+}
+
+/// The text of a file of flows or rules.
+fn read_file(path: &Path) -> Result<String, CommandError> {
+    let named = |error: &dyn std::fmt::Display| CommandError::new(format!("{}: {error}", path.display()));
+    let meta = std::fs::metadata(path).map_err(|error| named(&error))?;
+    if !meta.is_file() || meta.len() > MAX_FILE {
+        return Err(named(&format!("not a regular file of at most {} MiB", MAX_FILE >> 20)));
+    }
+    std::fs::read_to_string(path).map_err(|error| named(&error))
 }
 
 #[cfg(test)]

@@ -7,12 +7,10 @@ use std::time::Instant;
 
 use serde_json::json;
 
+use super::read_file;
 use crate::control::answer::{Answer, CommandError};
 use crate::control::registry::{Command, Right};
 use crate::daemon::Daemon;
-
-/// A rule file larger than this is refused: it is no rule file.
-const MAX_FILE: u64 = 256 << 20;
 
 pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
@@ -121,13 +119,9 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
 /// # Errors
 /// The file cannot be read, or a line of it is no rule; then the rules are as they were.
 pub fn load(daemon: &Daemon, path: &Path) -> Result<usize, CommandError> {
-    let named = |error: &dyn std::fmt::Display| CommandError::new(format!("{}: {error}", path.display()));
-    let meta = std::fs::metadata(path).map_err(|error| named(&error))?;
-    if !meta.is_file() || meta.len() > MAX_FILE {
-        return Err(named(&format!("not a regular file of at most {} MiB", MAX_FILE >> 20)));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| named(&error))?;
-    daemon.slowpath.load(&text, &daemon.switch.names(), Instant::now()).map_err(|error| named(&error))
+    let text = read_file(path)?;
+    let loaded = daemon.slowpath.load(&text, &daemon.switch.names(), Instant::now());
+    loaded.map_err(|error| CommandError::new(format!("{}: {error}", path.display())))
 }
 
 /// Writes a file beside `path` and renames it: whoever reads `path` sees all of the old or all of the new.

@@ -337,6 +337,8 @@ pub struct PortCounts {
     pub full: u64,
     /// Bytes of those.
     pub full_bytes: u64,
+    /// Of `hits`: packets of a rule that handles them wholly, which it could not finish, as the port that they should leave by is gone.
+    pub aborted: u64,
     /// Packets that no rule matched.
     pub misses: u64,
     /// Packets that passed unmatched because the table was being changed.

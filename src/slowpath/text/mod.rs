@@ -50,6 +50,20 @@ pub fn parse_filter(text: &str, strict: bool, ports: &dyn PortNames) -> Result<F
     filter(text, strict, ports).map_err(|fail| fail.within(text))
 }
 
+/// Reads the words of a match alone, as they stand in front of a rule's actions.
+pub fn parse_match(text: &str, ports: &dyn PortNames) -> Result<Match, TextError> {
+    words(text, ports).map_err(|fail| fail.within(text))
+}
+
+fn words(text: &str, ports: &dyn PortNames) -> Result<Match, Fail> {
+    let mut builder = Builder::default();
+    let mut rest = Piece::whole(text);
+    while let Some((word, value)) = scan::next_word(&mut rest, false)? {
+        builder.word(word, value, ports)?;
+    }
+    builder.finish()
+}
+
 impl Filter {
     pub fn selects(&self, rule: &RuleSpec) -> bool {
         self.table.is_none_or(|t| t == rule.table)

@@ -45,6 +45,7 @@ pub(super) struct Counters {
     pub(super) hits: AtomicU64,
     pub(super) full: AtomicU64,
     pub(super) full_bytes: AtomicU64,
+    pub(super) aborted: AtomicU64,
     pub(super) misses: AtomicU64,
     pub(super) busy: AtomicU64,
 }
@@ -135,6 +136,7 @@ impl Nic {
             hits: read(&counters.hits),
             full: read(&counters.full),
             full_bytes: read(&counters.full_bytes),
+            aborted: read(&counters.aborted),
             misses: read(&counters.misses),
             busy: read(&counters.busy),
             sent,

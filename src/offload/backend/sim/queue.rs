@@ -60,6 +60,7 @@ struct Tally {
     hits: u64,
     full: u64,
     full_bytes: u64,
+    aborted: u64,
     misses: u64,
 }
 
@@ -204,6 +205,7 @@ impl Queue {
                         }
                         Err(unfinished) => packet = unfinished,
                     }
+                    tally.aborted += 1;
                     stamp(rule, &mut packet, now_ns, tally);
                 }
                 Some(rule) => stamp(rule, &mut packet, now_ns, tally),
@@ -255,9 +257,15 @@ impl RxQueue for Queue {
 
 impl Tally {
     fn add_to(&self, counters: &Counters) {
-        let Tally { hits, full, full_bytes, misses } = *self;
-        let counts = [(&counters.hits, hits), (&counters.full, full), (&counters.full_bytes, full_bytes)];
-        for (count, n) in counts.into_iter().chain([(&counters.misses, misses)]).filter(|(_, n)| *n > 0) {
+        let Tally { hits, full, full_bytes, aborted, misses } = *self;
+        let counts = [
+            (&counters.hits, hits),
+            (&counters.full, full),
+            (&counters.full_bytes, full_bytes),
+            (&counters.aborted, aborted),
+            (&counters.misses, misses),
+        ];
+        for (count, n) in counts.into_iter().filter(|(_, n)| *n > 0) {
             count.fetch_add(n, Ordering::Relaxed);
         }
     }
