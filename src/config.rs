@@ -16,7 +16,7 @@ use crate::offload::crew::WORKERS;
 use crate::port::PortSpec;
 
 /// The most flows that may be configured: 10 million need about 5 GB.
-const MAX_FLOW_LIMIT: usize = 10_000_000;
+pub const MAX_FLOW_LIMIT: usize = 10_000_000;
 
 /// The command line.
 #[derive(clap::Parser, Clone, Debug, Default)]
@@ -54,6 +54,9 @@ pub struct Args {
     /// Log to this file too
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
+    /// Let time/stop and time/warp turn the switch's clock; for tests
+    #[arg(long)]
+    pub time_control: bool,
     /// Show the switch at work without root or hardware: simulated ports, traffic of 1,000 flows and a line a second
     #[arg(long)]
     pub demo: bool,

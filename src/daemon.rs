@@ -12,6 +12,7 @@
 //! The main thread runs [`run`]; commands, and the short-lived threads that reload or remove a broken port, share the
 //! [`Daemon`] by reference count.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -26,11 +27,13 @@ use arc_swap::ArcSwap;
 use futures_channel::oneshot;
 use offloadctl::rundir::RunDir;
 
+use crate::clock;
 use crate::config::{Args, Config, Rules};
 use crate::control::access::group;
 use crate::control::commands;
 use crate::control::{Access, Endpoint, Pidfile, Registry, Server};
 use crate::datapath::balance::Move;
+use crate::datapath::counters::PollerCounters;
 use crate::datapath::poller::{Report, Reports};
 use crate::datapath::reassign::MoveRxError;
 use crate::datapath::shared::Shared;
@@ -39,10 +42,12 @@ use crate::demo::Demo;
 use crate::flow::PortNo;
 use crate::flow::text::PortNames as _;
 use crate::offload::backend::{self, BackendSpec};
+use crate::offload::report::Outcomes;
 use crate::offload::{Offload, OffloadConfig, ResumeError};
 use crate::port::PortSpec;
 use crate::slowpath::{Options, Slowpath};
-use crate::telemetry::log as logging;
+use crate::telemetry::coverage::{self, Coverage, Reading};
+use crate::telemetry::{log as logging, process};
 
 /// How often timers run: rule timeouts, station ageing, ports' MTUs.
 const TICK: Duration = Duration::from_secs(1);
@@ -64,6 +69,15 @@ pub struct Daemon {
     reloading: Mutex<()>,
     stop: AtomicBool,
     wake: Arc<dyn Fn() + Send + Sync>,
+    history: Mutex<History>,
+}
+
+/// What was seen tick by tick.
+#[derive(Default)]
+struct History {
+    coverage: Coverage,
+    /// Flows that rules have made: sum over the ticks, how many ticks, and the most.
+    flows: (u64, u64, u64),
 }
 
 /// Builds the daemon, runs it until it is told to stop, and takes it down again.
@@ -162,6 +176,7 @@ impl Daemon {
             reloading: Mutex::default(),
             stop: AtomicBool::new(false),
             wake,
+            history: Mutex::default(),
         })
     }
 
@@ -178,8 +193,8 @@ impl Daemon {
     fn load_rules(&self, rules: &Rules) -> anyhow::Result<()> {
         let names = self.switch.names();
         let loaded = match rules {
-            Rules::Normal => self.slowpath.load("priority=0,actions=normal\n", &names, Instant::now())?,
-            Rules::Text(text) => self.slowpath.load(text, &names, Instant::now())?,
+            Rules::Normal => self.slowpath.load("priority=0,actions=normal\n", &names, clock::now())?,
+            Rules::Text(text) => self.slowpath.load(text, &names, clock::now())?,
             Rules::File(path) => commands::rule::load(self, path).map_err(|error| anyhow::anyhow!("rules {error}"))?,
         };
         log::info!(target: "slowpath", "{loaded} rules loaded");
@@ -226,8 +241,16 @@ impl Daemon {
         }
     }
 
-    fn tick(&self, now: Instant) {
-        self.slowpath.expire(now);
+    /// What is done about once a second, at the real moment `now`.
+    pub fn tick(&self, now: Instant) {
+        let counts = self.counts();
+        let mut history = self.history();
+        history.coverage.note(now, &counts);
+        let flows = self.switch.shared.flows() as u64;
+        let (sum, ticks, most) = history.flows;
+        history.flows = (sum + flows, ticks + 1, most.max(flows));
+        drop(history);
+        self.slowpath.expire(clock::at(now));
         self.switch.refresh_ports(now);
         self.switch.offload.watch(now);
     }
@@ -303,6 +326,85 @@ impl Daemon {
             0 => log::info!(target: "daemon", "reloaded"),
             _ => log::warn!(target: "daemon", "reloaded, with {errors} errors"),
         }
+    }
+
+    fn history(&self) -> std::sync::MutexGuard<'_, History> {
+        // Lists and sums, whole at any moment.
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The flows that rules made: their average number so far, and the highest, both seen once a second.
+    pub fn flow_history(&self) -> (u64, u64) {
+        let (sum, ticks, most) = self.history().flows;
+        (sum / ticks.max(1), most)
+    }
+
+    /// Every counter with its name.
+    pub fn counts(&self) -> Reading {
+        let PollerCounters { lookup, fate, doings, .. } = self.switch.totals();
+        let snapshot = self.switch.offload.snapshot();
+        let queue = snapshot.queue;
+        let groups = [("lookup", lookup.list()), ("packet", fate.list()), ("poller", doings.list())];
+        let ours = groups
+            .into_iter()
+            .flat_map(|(group, counts)| counts.into_iter().map(move |(name, n)| (format!("{group}_{name}"), n)));
+        let operations = snapshot.operations;
+        let named = [("put", operations.put), ("modify", operations.modify), ("delete", operations.delete)];
+        let offload = named.into_iter().flat_map(|(name, outcomes)| {
+            let Outcomes { done, unsupported, no_room, device } = outcomes;
+            [("done", done), ("unsupported", unsupported), ("no_room", no_room), ("device_error", device)]
+                .map(|(outcome, n)| (format!("offload_{name}_{outcome}"), n))
+        });
+        let queue = [
+            ("enqueued", queue.enqueued),
+            ("coalesced", queue.coalesced),
+            ("refused", queue.refused),
+            ("wakeups", queue.wakeups),
+        ];
+        let queue = queue.map(|(name, n)| (format!("offload_queue_{name}"), n));
+        let stations = self.slowpath.stations().counts();
+        let rest = [
+            ("offload_evicted", snapshot.evictions),
+            ("offload_device_resets", snapshot.resets),
+            ("mac_learned", stations.learned),
+            ("mac_moved", stations.moved),
+            ("mac_expired", stations.expired),
+            ("mac_evicted", stations.evicted),
+        ];
+        ours.chain(offload).chain(queue).chain(rest.map(|(name, n)| (name.to_owned(), n))).collect()
+    }
+
+    /// How fast the counters rise.
+    pub fn coverage(&self, now: Instant) -> coverage::Report {
+        let counts = self.counts();
+        self.history().coverage.report(now, counts)
+    }
+
+    /// How many of everything there are.
+    pub fn memory(&self) -> BTreeMap<&'static str, u64> {
+        let snapshot = self.switch.offload.snapshot();
+        let shared = &self.switch.shared;
+        let sizes = [
+            ("cells", self.switch.offload.cells()),
+            ("flows", shared.flows()),
+            ("flows-by-hand", shared.by_hand()),
+            ("marks", snapshot.marks.in_use as usize),
+            ("megaflows", snapshot.megaflows),
+            ("offload-queue", snapshot.queue.depth),
+            ("offload-queue-bytes", snapshot.queue.bytes),
+            ("pollers", self.switch.pollers()),
+            ("ports", self.switch.names().len()),
+            ("resident-bytes", process::resident_bytes()),
+            ("rules", self.slowpath.rule_count()),
+            ("rules-in-device", snapshot.rules),
+            ("stations", self.slowpath.stations().counts().stations),
+        ];
+        sizes.into_iter().map(|(name, n)| (name, n as u64)).collect()
+    }
+
+    /// Whether the clock may be turned.
+    pub fn has_time_control(&self) -> bool {
+        self.args.time_control
     }
 
     /// Makes the main loop end.

@@ -53,6 +53,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod daemon;

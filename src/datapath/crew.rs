@@ -18,6 +18,7 @@ use super::pipeline::Pipeline;
 use super::poller::{Poller, Receiver, Reports, run_on};
 use super::shared::Shared;
 use super::table::{FlowTable, Namer};
+use crate::clock;
 use crate::offload::Offload;
 
 /// The pollers at one moment. Replaced whole when they change, so whoever holds one sees pollers and sums that belong together.
@@ -84,7 +85,7 @@ impl Kit {
         let mut table = FlowTable::new(seeds.clone(), self.namer.clone(), agent);
         table.emc = Emc::with_entries(shared.emc_entries());
         let pipeline = Pipeline::new(Arc::clone(shared), Arc::clone(&counters), table, seeds);
-        let now = Instant::now();
+        let now = clock::now();
         let poller = Poller::new(now, pipeline, Arc::clone(&inbox), Arc::clone(&doorbell), self.reports.clone());
         let anywhere = self.anywhere;
         let thread = std::thread::Builder::new().name(format!("poller{id}")).spawn(move || {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 use futures_channel::oneshot;
@@ -98,8 +98,14 @@ pub enum Message {
     Get(Which, oneshot::Sender<Option<FlowView>>),
     /// Deletes the flows that are there now, all of them or those from one port; answers with how many.
     Flush(Option<PortNo>, oneshot::Sender<usize>),
+    /// Deletes the flows that rules made; answers with how many.
+    Purge(oneshot::Sender<usize>),
     /// One page of flows, from a flow number on.
     Dump(u32, oneshot::Sender<Page>),
+    /// Answers when a whole sweep that began after this message is over; not at all while sweeps are paused.
+    Sweep(oneshot::Sender<()>),
+    /// Nothing but an answer: how many flows there are, and how long the last sweep took.
+    Look(oneshot::Sender<Look>),
     /// The device was restarted: from now on this is the way to it.
     NewAgent(Box<Agent>, oneshot::Sender<()>),
     /// Ends the poller; it says nothing more.
@@ -171,6 +177,13 @@ pub struct FlowView {
     pub mark: Option<Mark>,
 }
 
+/// What a poller knows of itself.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Look {
+    pub flows: usize,
+    pub sweep: Duration,
+}
+
 /// Some of a poller's flows.
 #[derive(Debug, Default)]
 pub struct Page {
@@ -189,7 +202,13 @@ impl Job {
     /// Deletes the flows there are now; with a port, those of packets from it.
     pub fn delete(pipeline: &Pipeline, from_port: Option<PortNo>, done: oneshot::Sender<usize>) -> Job {
         let (end, births) = (pipeline.table.flows.slots(), pipeline.table.births());
-        Job::Delete(DeleteJob { next: 0, end, births, from_port, deleted: 0, done })
+        Job::Delete(DeleteJob { next: 0, end, births, from_port, by_hand: true, deleted: 0, done })
+    }
+
+    /// Deletes the flows there are now that rules made.
+    pub fn purge(pipeline: &Pipeline, done: oneshot::Sender<usize>) -> Job {
+        let (end, births) = (pipeline.table.flows.slots(), pipeline.table.births());
+        Job::Delete(DeleteJob { next: 0, end, births, from_port: None, by_hand: false, deleted: 0, done })
     }
 
     /// Adds flows.
@@ -256,6 +275,8 @@ pub struct DeleteJob {
     /// Flows born from here on came after the request.
     births: u64,
     from_port: Option<PortNo>,
+    /// Those by hand, too.
+    by_hand: bool,
     deleted: usize,
     done: oneshot::Sender<usize>,
 }
@@ -265,7 +286,8 @@ impl DeleteJob {
         let to = self.end.min(self.next.saturating_add(SLICE));
         for index in self.next..to {
             let Some(flow) = pipeline.table.flows.get(index) else { continue };
-            if flow.born < self.births && self.from_port.is_none_or(|port| is_from(flow, port)) {
+            let wanted = self.by_hand || !flow.is_by_hand();
+            if wanted && flow.born < self.births && self.from_port.is_none_or(|port| is_from(flow, port)) {
                 pipeline.delete(now, index);
                 self.deleted += 1;
             }

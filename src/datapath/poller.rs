@@ -19,9 +19,10 @@ use smallvec::SmallVec;
 
 use super::counters::{PortCounters, RxCounters};
 use super::doorbell::Doorbell;
-use super::inbox::{Inbox, Job, Message};
+use super::inbox::{Inbox, Job, Look, Message};
 use super::pipeline::Pipeline;
-use super::sweep::Sweep;
+use super::sweep::{PERIOD, Sweep};
+use crate::clock;
 use crate::flow::PortNo;
 use crate::packet::{BATCH, Packet};
 use crate::port::{RxProgress, RxQueue};
@@ -135,7 +136,8 @@ impl Poller {
     pub fn run(mut self) {
         let mut busy_at = Instant::now();
         loop {
-            let now = Instant::now();
+            let begun = Instant::now();
+            let now = clock::at(begun);
             let packets = self.turn(now);
             if self.chores(now).is_break() {
                 return;
@@ -144,12 +146,12 @@ impl Poller {
             counters.iterations.add(1);
             if packets > 0 {
                 busy_at = Instant::now();
-                let nanos = (busy_at - now).as_nanos() as u64;
+                let nanos = (busy_at - begun).as_nanos() as u64;
                 counters.busy_iterations.add(1);
                 counters.busy_ns.add(nanos);
                 self.pipeline.counters.turns.record(nanos);
                 self.charge(nanos, packets);
-            } else if now.saturating_duration_since(busy_at) > SPIN
+            } else if begun.saturating_duration_since(busy_at) > SPIN
                 && !self.pipeline.shared.busy_poll.load(std::sync::atomic::Ordering::Relaxed)
             {
                 self.sleep();
@@ -224,7 +226,9 @@ impl Poller {
             self.epochs = epochs;
             self.sweep.hasten(now);
         }
-        if self.sweep.slice(now, &mut self.pipeline) {
+        if self.pipeline.shared.is_sweep_paused() {
+            self.sweep.give_up_waiting();
+        } else if self.sweep.slice(now, &mut self.pipeline) {
             self.receivers.iter_mut().for_each(Receiver::count_missed);
         }
         ControlFlow::Continue(())
@@ -264,7 +268,13 @@ impl Poller {
             Message::Delete(which, reply) => drop(reply.send(pipeline.delete_flow(now, &which))),
             Message::Get(which, reply) => drop(reply.send(pipeline.get_flow(&which))),
             Message::Flush(port, done) => self.jobs.push_back(Job::delete(pipeline, port, done)),
+            Message::Purge(done) => self.jobs.push_back(Job::purge(pipeline, done)),
             Message::Dump(from, reply) => drop(reply.send(pipeline.page(from))),
+            Message::Sweep(done) => self.sweep.tell_when_over(now, done),
+            Message::Look(reply) => {
+                let look = Look { flows: pipeline.table.flows.len(), sweep: self.sweep.took() };
+                let _ = reply.send(look);
+            }
             Message::NewAgent(agent, done) => {
                 pipeline.table.set_agent(*agent);
                 let _ = done.send(());
@@ -290,14 +300,15 @@ impl Poller {
 
     /// Sleeps until there is something to do. Nothing is slept through: the doorbell is armed before the last look.
     fn sleep(&mut self) {
-        if !self.jobs.is_empty() || self.sweep.is_under_way() || self.pipeline.table.has_chores() {
+        let sweeps = self.sweep.is_under_way() && !self.pipeline.shared.is_sweep_paused();
+        if !self.jobs.is_empty() || sweeps || self.pipeline.table.has_chores() {
             return;
         }
         self.doorbell.about_to_sleep();
         let begun = Instant::now();
         let pipeline = &self.pipeline;
         if self.inbox.is_empty() && !pipeline.table.has_events() && !pipeline.outputs.has_handed_over() {
-            self.wait(begun);
+            self.wait(clock::at(begun));
         }
         self.doorbell.awake();
         let counters = &self.pipeline.counters.doings;
@@ -306,7 +317,9 @@ impl Poller {
     }
 
     fn wait(&self, now: Instant) {
-        let due = self.receivers.iter().filter_map(|r| r.queue.next_due()).fold(self.sweep.due(), Instant::min);
+        // A sweep that is paused is not due; whoever resumes it rings.
+        let sweep = if self.pipeline.shared.is_sweep_paused() { now + PERIOD } else { self.sweep.due() };
+        let due = self.receivers.iter().filter_map(|r| r.queue.next_due()).fold(sweep, Instant::min);
         let timeout = due.saturating_duration_since(now);
         // Seconds and nanoseconds of half a second at most fit.
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };

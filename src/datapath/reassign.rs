@@ -19,14 +19,14 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::balance::{self, Load, Move};
 use super::crew::{Crew, Ended, PollerHandle, ask_all};
 use super::inbox::{Message, NewFlow};
 use super::poller::Receiver;
 use super::switch::{MAX_POLLERS, OpenPort, PollerConfig, Switch};
-use super::window::Recent;
+use super::window::{LENGTH, Recent};
 use crate::flow::PortNo;
 
 /// Why pollers were not changed.
@@ -169,7 +169,7 @@ impl Switch {
             poller: view.poller,
             packets: view.recent.packets,
         };
-        let loads: Vec<Load> = self.rx_views(now).into_iter().map(load).collect();
+        let loads: Vec<Load> = self.rx_views(now, LENGTH).into_iter().map(load).collect();
         let mut moved = Vec::new();
         for wanted in balance::plan(&loads, self.pollers()) {
             match self.move_rx(wanted.port, wanted.queue, wanted.to).await {
@@ -181,7 +181,7 @@ impl Switch {
     }
 
     /// Every receive queue, by port and number.
-    pub fn rx_views(&self, now: Instant) -> Vec<RxView> {
+    pub fn rx_views(&self, now: Instant, over: Duration) -> Vec<RxView> {
         let ports = self.ports();
         let views = ports.open.iter().flat_map(|(number, open)| {
             open.queues.iter().enumerate().map(|(queue, place)| RxView {
@@ -189,7 +189,7 @@ impl Switch {
                 name: open.port.info().name.clone(),
                 queue,
                 poller: place.poller,
-                recent: place.window.recent(now, &place.counters),
+                recent: place.window.recent(now, over, &place.counters),
             })
         });
         views.collect()

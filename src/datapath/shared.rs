@@ -27,6 +27,8 @@ pub struct Shared {
     decisions: AtomicU64,
     /// Pollers spin instead of sleeping.
     pub busy_poll: AtomicBool,
+    /// Flows are neither expired nor revalidated by sweeps.
+    sweep_paused: AtomicBool,
     /// Entries in each poller's exact-match cache.
     emc_entries: AtomicUsize,
 }
@@ -53,6 +55,7 @@ impl Shared {
             max_idle_ms: AtomicU64::new(max_idle.as_millis() as u64),
             decisions: AtomicU64::new(1),
             busy_poll: AtomicBool::new(busy_poll),
+            sweep_paused: AtomicBool::new(false),
             emc_entries: AtomicUsize::new(ENTRIES),
         }
     }
@@ -106,6 +109,15 @@ impl Shared {
 
     pub fn set_flow_limit(&self, limit: usize) {
         self.flow_limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// Whether sweeps are paused: no flow expires, and none is revalidated unless a packet of it comes.
+    pub fn is_sweep_paused(&self) -> bool {
+        self.sweep_paused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn pause_sweep(&self, paused: bool) {
+        self.sweep_paused.store(paused, Ordering::Relaxed);
     }
 
     /// Entries in the exact-match cache of a poller, also of those that start later.

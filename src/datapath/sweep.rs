@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_channel::oneshot;
+
 use super::pipeline::Pipeline;
 use crate::offload::{FlowStats, Heir};
 use crate::slowpath::Slowpath;
@@ -31,11 +33,26 @@ pub struct Sweep {
     due: Instant,
     /// Flows that had been made at the last slice.
     births: u64,
+    /// Sweeps that began so far, and what began the last.
+    begun: u64,
+    began: Instant,
+    /// How long the last whole sweep took.
+    took: Duration,
+    /// Who waits until the sweep of a number is over.
+    waiting: Vec<(u64, oneshot::Sender<()>)>,
 }
 
 impl Sweep {
     pub fn new(now: Instant) -> Sweep {
-        Sweep { next: None, due: now + PERIOD, births: 0 }
+        Sweep {
+            next: None,
+            due: now + PERIOD,
+            births: 0,
+            begun: 0,
+            began: now,
+            took: Duration::ZERO,
+            waiting: Vec::new(),
+        }
     }
 
     /// Whether a sweep is under way.
@@ -53,6 +70,22 @@ impl Sweep {
         self.due = now;
     }
 
+    /// Tells when a whole sweep that begins from now on is over.
+    pub fn tell_when_over(&mut self, now: Instant, done: oneshot::Sender<()>) {
+        self.waiting.push((self.begun + 1, done));
+        self.hasten(now);
+    }
+
+    /// Lets go of everybody who waits.
+    pub fn give_up_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// How long the last whole sweep took.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+
     /// Looks at the next slice of flows, if a sweep is under way or due. Answers whether a sweep began.
     pub fn slice(&mut self, now: Instant, pipeline: &mut Pipeline) -> bool {
         // Flows never come faster than they may go.
@@ -64,6 +97,7 @@ impl Sweep {
             None if now < self.due => return false,
             None => {
                 self.due = now + PERIOD;
+                (self.begun, self.began) = (self.begun + 1, now);
                 pipeline.table.decided.rank();
                 pipeline.table.by_hand.rank();
                 0
@@ -78,6 +112,17 @@ impl Sweep {
             next += 1;
         }
         self.next = (next < slots).then_some(next);
+        if self.next.is_none() {
+            self.took = now.saturating_duration_since(self.began);
+            let over = |(number, _): &mut (u64, _)| *number <= self.begun;
+            for (_, done) in self.waiting.extract_if(.., over) {
+                // Whoever waits may have gone.
+                let _ = done.send(());
+            }
+            if !self.waiting.is_empty() {
+                self.due = now;
+            }
+        }
         begins
     }
 }

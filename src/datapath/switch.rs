@@ -19,7 +19,7 @@ use super::baton::Baton;
 use super::counters::{PollerCounters, PortCounters, RxCounters};
 use super::crew::{Crew, Kit};
 use super::emc::Emc;
-use super::inbox::{Change, FlowError, FlowView, Message, NewFlow, Page, Taken, Which};
+use super::inbox::{Change, FlowError, FlowView, Look, Message, NewFlow, Page, Taken, Which};
 use super::output::{Output, PortLimits, Tx};
 use super::poller::{Receiver, Reports};
 use super::shared::Shared;
@@ -383,6 +383,13 @@ impl Switch {
         by_name.or_else(|| text.parse().ok().map(PortNo).filter(|number| ports.open.contains_key(number)))
     }
 
+    /// Plugs the wire of a port in memory in or out, or of all of them; how many there were.
+    pub fn set_up(&self, name: Option<&str>, up: bool) -> usize {
+        let ports = self.ports();
+        let wanted = ports.open.values().filter(|open| name.is_none_or(|name| open.port.info().name == name));
+        wanted.filter(|open| open.port.set_up(up)).count()
+    }
+
     /// What a port was opened as.
     pub fn port_spec(&self, port: PortNo) -> Option<PortSpec> {
         self.ports().open.get(&port).map(|open| open.spec.clone())
@@ -507,6 +514,34 @@ impl Switch {
     pub async fn flush(&self, from: Option<PortNo>) -> usize {
         let _baton = self.baton.take().await;
         self.crew().ask(|done| Message::Flush(from, done)).await.into_iter().flatten().sum()
+    }
+
+    /// Waits until every poller has looked at each of its flows, in a sweep that began after this call; `false` if sweeps are paused.
+    pub async fn sweep(&self) -> bool {
+        let swept = self.crew().ask(Message::Sweep).await;
+        swept.iter().all(Option::is_some)
+    }
+
+    /// Stops sweeps, or lets them go on.
+    pub fn pause_sweep(&self, paused: bool) {
+        self.shared.pause_sweep(paused);
+        self.ring();
+    }
+
+    /// Wakes every poller: something that they look at by themselves has changed.
+    pub fn ring(&self) {
+        self.crew().pollers.iter().for_each(|poller| poller.doorbell.ring());
+    }
+
+    /// What each poller knows of itself.
+    pub async fn looks(&self) -> Vec<Look> {
+        self.crew().ask(Message::Look).await.into_iter().map(Option::unwrap_or_default).collect()
+    }
+
+    /// Deletes the flows that rules made. Answers with how many.
+    pub async fn purge(&self) -> usize {
+        let _baton = self.baton.take().await;
+        self.crew().ask(Message::Purge).await.into_iter().flatten().sum()
     }
 
     /// Gives every poller a new way to the device, which was restarted and knows nothing: all flows ask anew.
@@ -641,6 +676,17 @@ fn sum(views: impl Iterator<Item = FlowView>) -> Option<FlowView> {
 /// Names and numbers of ports at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Names(BTreeMap<PortNo, String>);
+
+impl Names {
+    /// How many ports there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
 
 impl PortNames for Names {
     fn number(&self, name: &str) -> Option<PortNo> {

@@ -45,9 +45,12 @@ impl Window {
         }
     }
 
-    pub fn recent(&self, now: Instant, counters: &RxCounters) -> Recent {
+    /// What came in about the last `over`, at most [`LENGTH`].
+    pub fn recent(&self, now: Instant, over: Duration, counters: &RxCounters) -> Recent {
+        let old = |sample: &&Sample| now.saturating_duration_since(sample.at) >= over;
         // There is one from the beginning.
-        let base = self.samples.front().copied().unwrap_or(Sample { at: now, packets: 0, busy_ns: 0 });
+        let base = self.samples.iter().rev().find(old).or(self.samples.front());
+        let base = base.copied().unwrap_or(Sample { at: now, packets: 0, busy_ns: 0 });
         Recent {
             time: now.saturating_duration_since(base.at),
             packets: counters.packets.get().saturating_sub(base.packets),
@@ -71,7 +74,7 @@ mod tests {
             window.sample(second(n), &counters);
             let seconds = n.min(60);
             let expected = Recent { time: Duration::from_secs(seconds), packets: 10 * seconds, busy_ns: 7 * seconds };
-            assert_eq!(window.recent(second(n), &counters), expected);
+            assert_eq!(window.recent(second(n), LENGTH, &counters), expected);
         }
         assert!(window.samples.len() <= 62);
     }

@@ -203,6 +203,11 @@ impl Crew {
 
     pub fn set_renewed(&self) {
         self.renewed.store(true, Ordering::Release);
+        self.poke();
+    }
+
+    /// Lets every worker look again at what is due.
+    pub fn poke(&self) {
         self.lanes.iter().for_each(|lanes| lanes.poke());
     }
 

@@ -432,6 +432,20 @@ impl Offload {
         Ok(MarkPage::merge(pages, limit))
     }
 
+    /// Lets every worker look again at what is due: the clock was turned.
+    pub fn poke(&self) {
+        self.path.iter().for_each(|path| path.staff().crew.poke());
+    }
+
+    /// Waits until every worker has done all that was due when it was asked.
+    pub async fn caught_up(&self) {
+        // The first answer comes at the beginning of a turn, the second after its end. A worker that has ended has nothing to do.
+        for _ in 0..2 {
+            let _ = self.marks(0, 1).await;
+            self.poke();
+        }
+    }
+
     /// Cells that somebody still holds: those of the flows there are, of dead ones that the workers have not seen to yet, and of
     /// flows that wait for a new agent after a resumption.
     pub fn cells(&self) -> usize {

@@ -54,6 +54,7 @@ use super::state::{Cell, Level, OffloadCell, Wants};
 use super::table::{Installed, Owners, Rule, RuleId};
 use super::trouble::{Reason, Trouble};
 use super::waiting::Waiting;
+use crate::clock;
 use crate::flow::PortNo;
 use crate::port::{PortInfo, RxPoint, RxProgress};
 use crate::sync::Arc;
@@ -201,7 +202,7 @@ impl Worker {
         config: &super::OffloadConfig,
         convalescent: bool,
     ) -> Worker {
-        let start = Instant::now();
+        let start = clock::now();
         Worker {
             id,
             consumer: Consumer::new(Arc::clone(&crew.lanes[id])),
@@ -246,10 +247,10 @@ impl Worker {
     /// Works until it is told to stop.
     pub fn run(mut self) {
         while !self.stopped {
-            let now = Instant::now();
+            let now = clock::now();
             self.turn(now);
             if !self.stopped && !self.has_work(now) {
-                let timeout = self.next_due().map(|due| due.saturating_duration_since(Instant::now()));
+                let timeout = self.next_due().map(|due| due.saturating_duration_since(clock::now()));
                 if timeout != Some(Duration::ZERO) {
                     self.consumer.sleep_for(self.sake(), timeout);
                 }

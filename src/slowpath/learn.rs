@@ -53,6 +53,38 @@ pub struct MacTable {
     ageing: Duration,
     hasher: RandomState,
     epoch: AtomicU64,
+    events: Events,
+}
+
+/// What happened to stations so far.
+#[derive(Default)]
+struct Events {
+    learned: AtomicU64,
+    moved: AtomicU64,
+    expired: AtomicU64,
+    evicted: AtomicU64,
+}
+
+/// What happened to stations so far, and what there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct MacCounts {
+    pub stations: usize,
+    pub limit: usize,
+    /// Of the stations, those put there by hand.
+    pub fixed: usize,
+    pub learned: u64,
+    pub expired: u64,
+    /// Pushed out by others.
+    pub evicted: u64,
+    pub moved: u64,
+}
+
+/// A station as dumps show it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StationView {
+    pub station: Station,
+    /// Since it was last heard of; `None`: put there by hand.
+    pub age: Option<Duration>,
 }
 
 type Shard = HashMap<(u16, u64), Entry, RandomState>;
@@ -61,6 +93,8 @@ type Shard = HashMap<(u16, u64), Entry, RandomState>;
 struct Entry {
     port: PortNo,
     used: Instant,
+    /// Put there by hand: it neither ages nor moves.
+    fixed: bool,
 }
 
 /// The group bit of an Ethernet address.
@@ -78,6 +112,7 @@ impl MacTable {
             ageing,
             hasher: RandomState::default(),
             epoch: AtomicU64::new(0),
+            events: Events::default(),
         }
     }
 
@@ -104,20 +139,29 @@ impl MacTable {
         let id = (station.vlan, station.mac);
         let mut shard = self.shard(id);
         let learned = match shard.get_mut(&id) {
+            Some(entry) if entry.fixed => match entry.port == station.port {
+                true => Learned::Refreshed,
+                false => Learned::Not,
+            },
             Some(entry) if entry.port == station.port => {
                 entry.used = entry.used.max(used);
                 Learned::Refreshed
             }
             Some(entry) if surely || used > entry.used => {
-                *entry = Entry { port: station.port, used };
+                *entry = Entry { port: station.port, used, fixed: false };
+                self.events.moved.fetch_add(1, Ordering::Relaxed);
                 Learned::Moved
             }
             Some(_) => Learned::Not,
             None => {
                 if shard.len() >= self.per_shard {
-                    make_room(&mut shard);
+                    if !make_room(&mut shard) {
+                        return Learned::Not;
+                    }
+                    self.events.evicted.fetch_add(1, Ordering::Relaxed);
                 }
-                shard.insert(id, Entry { port: station.port, used });
+                shard.insert(id, Entry { port: station.port, used, fixed: false });
+                self.events.learned.fetch_add(1, Ordering::Relaxed);
                 Learned::New
             }
         };
@@ -138,14 +182,60 @@ impl MacTable {
         self.lookup(lookup.vlan, lookup.mac) == *lookup
     }
 
-    /// Forgets every station without a packet for the ageing time; how many those were.
-    pub fn expire(&self, now: Instant) -> usize {
-        self.retain(|entry| now.saturating_duration_since(entry.used) < self.ageing)
+    /// Puts a station where it is to stay, whatever is heard of it elsewhere. `false`: there is no room left that is not taken by hand.
+    pub fn fix(&self, station: Station, now: Instant) -> bool {
+        let id = (station.vlan, station.mac);
+        let mut shard = self.shard(id);
+        if !shard.contains_key(&id) && shard.len() >= self.per_shard && !make_room(&mut shard) {
+            return false;
+        }
+        shard.insert(id, Entry { port: station.port, used: now, fixed: true });
+        drop(shard);
+        self.raise_epoch();
+        true
     }
 
-    /// Forgets every station at `port`, or with `None` every station; how many those were.
+    /// Forgets a station; whether it was known.
+    pub fn forget(&self, vlan: u16, mac: u64) -> bool {
+        let known = self.shard((vlan, mac)).remove(&(vlan, mac)).is_some();
+        if known {
+            self.raise_epoch();
+        }
+        known
+    }
+
+    /// Forgets every station without a packet for the ageing time; how many those were.
+    pub fn expire(&self, now: Instant) -> usize {
+        let expired = self.retain(|entry| entry.fixed || now.saturating_duration_since(entry.used) < self.ageing);
+        self.events.expired.fetch_add(expired as u64, Ordering::Relaxed);
+        expired
+    }
+
+    /// Forgets every station at `port`, or with `None` every station that was learned; how many those were.
     pub fn flush(&self, port: Option<PortNo>) -> usize {
-        self.retain(|entry| port.is_some_and(|p| p != entry.port))
+        self.retain(|entry| match port {
+            Some(port) => port != entry.port,
+            None => entry.fixed,
+        })
+    }
+
+    /// What there is, and what happened so far.
+    pub fn counts(&self) -> MacCounts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let mut counts = MacCounts {
+            limit: self.per_shard * self.shards.len(),
+            learned: read(&self.events.learned),
+            expired: read(&self.events.expired),
+            evicted: read(&self.events.evicted),
+            moved: read(&self.events.moved),
+            ..MacCounts::default()
+        };
+        for shard in &self.shards {
+            let shard = lock(shard);
+            counts.stations += shard.len();
+            counts.fixed += shard.values().filter(|entry| entry.fixed).count();
+        }
+        counts
     }
 
     fn retain(&self, keep: impl Fn(&Entry) -> bool) -> usize {
@@ -162,15 +252,17 @@ impl MacTable {
         gone
     }
 
-    /// Every station and its age, by port, VLAN and address.
-    pub fn dump(&self, now: Instant) -> Vec<(Station, Duration)> {
+    /// Every station, by port, VLAN and address.
+    pub fn dump(&self, now: Instant) -> Vec<StationView> {
         let mut all = Vec::new();
         for shard in &self.shards {
             for (&(vlan, mac), entry) in lock(shard).iter() {
-                all.push((Station { vlan, mac, port: entry.port }, now.saturating_duration_since(entry.used)));
+                let station = Station { vlan, mac, port: entry.port };
+                let age = (!entry.fixed).then(|| now.saturating_duration_since(entry.used));
+                all.push(StationView { station, age });
             }
         }
-        all.sort_by_key(|(s, _)| (s.port, s.vlan, s.mac));
+        all.sort_by_key(|view| (view.station.port, view.station.vlan, view.station.mac));
         all
     }
 
@@ -188,17 +280,16 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Forgets the oldest station of the port that has the most.
-fn make_room(shard: &mut Shard) {
+/// Forgets the oldest station of the port that has learned the most; `false` if all are there by hand.
+fn make_room(shard: &mut Shard) -> bool {
     let mut ports: HashMap<PortNo, usize, RandomState> = HashMap::default();
-    for entry in shard.values() {
+    for entry in shard.values().filter(|entry| !entry.fixed) {
         *ports.entry(entry.port).or_default() += 1;
     }
     let fullest = ports.iter().max_by_key(|(port, count)| (**count, **port)).map(|(port, _)| *port);
-    let oldest = shard.iter().filter(|(_, e)| Some(e.port) == fullest).min_by_key(|(id, e)| (e.used, **id));
-    if let Some(id) = oldest.map(|(id, _)| *id) {
-        shard.remove(&id);
-    }
+    let learned = shard.iter().filter(|(_, e)| !e.fixed && Some(e.port) == fullest);
+    let oldest = learned.min_by_key(|(id, e)| (e.used, **id)).map(|(id, _)| *id);
+    oldest.is_some_and(|id| shard.remove(&id).is_some())
 }
 
 #[cfg(test)]

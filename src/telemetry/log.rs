@@ -19,11 +19,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use env_logger::Target;
 use log::{LevelFilter, Log, Metadata, Record};
 use serde::{Serialize, Serializer, ser::SerializeMap};
+
+use super::limiter::Limiter;
 
 /// What log lines may be about, and `library` for all that is not ours. No name begins with another.
 pub const MODULES: &[&str] = &["control", "daemon", "library", "offload", "poller", "port", "slowpath", "worker"];
@@ -103,6 +106,8 @@ pub enum SpecError {
     Unknown(String),
     #[error("\"{0}\" is not supported: destinations are console and file")]
     Unsupported(String),
+    #[error("unknown module \"{0}\"")]
+    Module(String),
     #[error("\"{spec}\" has more than one {what}")]
     Twice { spec: String, what: &'static str },
     #[error("log filter \"{spec}\": {reason}")]
@@ -205,11 +210,12 @@ impl Serialize for Levels {
 
 /// The daemon's logger.
 struct Logger {
-    /// Where the file is to be found, and the open file, which [`reopen`] replaces.
-    file: Option<(PathBuf, ArcSwap<File>)>,
+    /// Where the file is to be found, and the open file, which [`reopen`] replaces and [`close`] closes.
+    file: Option<(PathBuf, ArcSwapOption<File>)>,
     /// How many lines each destination has seen.
     console_lines: Arc<AtomicU64>,
     file_lines: Arc<AtomicU64>,
+    limiters: [Limiter; MODULES.len()],
     now: ArcSwap<Loggers>,
 }
 
@@ -236,12 +242,13 @@ pub enum LogError {
 /// Starts logging: to standard error as `filter` says (in `RUST_LOG`'s syntax; `None`: info and above), and to `file` if given.
 pub fn init(filter: Option<&str>, file: Option<&Path>) -> Result<(), LogError> {
     let levels = filter.map_or(Ok(Levels::default()), |filter| Levels::default().filtered(filter))?;
-    let file = file.map(|path| Ok::<_, LogError>((path.to_owned(), ArcSwap::new(open(path)?)))).transpose()?;
+    let file = file.map(|path| Ok::<_, LogError>((path.to_owned(), ArcSwapOption::new(Some(open(path)?))))).transpose()?;
     let (console_lines, file_lines) = (Arc::default(), Arc::default());
-    let opened = file.as_ref().map(|(_, file)| file.load_full());
+    let opened = file.as_ref().and_then(|(_, file)| file.load_full());
     let now = Loggers::new(levels, &console_lines, opened.as_ref(), &file_lines);
     log::set_max_level(now.max());
-    let logger = Logger { file, console_lines, file_lines, now: ArcSwap::from_pointee(now) };
+    let limiters = [const { Limiter::new() }; MODULES.len()];
+    let logger = Logger { file, console_lines, file_lines, limiters, now: ArcSwap::from_pointee(now) };
     LOGGER.set(logger).map_err(|_| LogError::Started)?;
     LOGGER.get().map_or(Ok(()), |logger| log::set_logger(logger)).map_err(|_| LogError::Started)
 }
@@ -271,11 +278,41 @@ pub fn reopen() -> Result<(), LogError> {
     if let Some(logger) = LOGGER.get()
         && let Some((path, file)) = &logger.file
     {
-        file.store(open(path)?);
+        file.store(Some(open(path)?));
         logger.apply(levels());
     }
     Ok(())
 }
+
+/// Closes the log file until it is reopened; lines for it are lost meanwhile.
+pub fn close() {
+    if let Some(logger) = LOGGER.get()
+        && let Some((_, file)) = &logger.file
+    {
+        file.store(None);
+        logger.apply(levels());
+    }
+}
+
+/// Switches the limit of lines a second on or off, for the modules named, or for all if none is. Answers with what holds then.
+///
+/// # Errors
+/// A name is no module's; then nothing has changed.
+pub fn limit_rate(enabled: bool, modules: &[String]) -> Result<Vec<(&'static str, bool)>, SpecError> {
+    let find = |name: &String| MODULES.iter().position(|module| module.eq_ignore_ascii_case(name));
+    let known = |name: &String| find(name).ok_or_else(|| SpecError::Module(name.clone()));
+    let chosen: Vec<usize> = match modules {
+        [] => (0..MODULES.len()).collect(),
+        [any] if any.eq_ignore_ascii_case("any") => (0..MODULES.len()).collect(),
+        named => named.iter().map(known).collect::<Result<_, _>>()?,
+    };
+    let Some(logger) = LOGGER.get() else { return Ok(Vec::new()) };
+    chosen.iter().for_each(|module| logger.limiters[*module].enable(enabled));
+    Ok(MODULES.iter().copied().zip(logger.limiters.iter().map(Limiter::is_enabled)).collect())
+}
+
+/// How a line looks at each destination, in Open vSwitch's notation.
+pub const PATTERN: &str = "%D{%Y-%m-%dT%H:%M:%S.###Z}|%05N|%c(%t)|%p|%m";
 
 fn open(path: &Path) -> Result<Arc<File>, LogError> {
     let opened = OpenOptions::new().append(true).create(true).open(path);
@@ -284,7 +321,7 @@ fn open(path: &Path) -> Result<Arc<File>, LogError> {
 
 impl Logger {
     fn apply(&self, levels: Levels) {
-        let file = self.file.as_ref().map(|(_, file)| file.load_full());
+        let file = self.file.as_ref().and_then(|(_, file)| file.load_full());
         let next = Loggers::new(levels, &self.console_lines, file.as_ref(), &self.file_lines);
         log::set_max_level(next.max());
         self.now.store(Arc::new(next));
@@ -320,9 +357,20 @@ impl Log for Logger {
 
     fn log(&self, record: &Record<'_>) {
         let now = self.now.load();
-        let metadata = Metadata::builder().level(record.level()).target(module(record.target())).build();
-        let record = Record::builder().metadata(metadata).args(*record.args()).build();
-        now.all().for_each(|logger| logger.log(&record));
+        let module = module(record.target());
+        let metadata = Metadata::builder().level(record.level()).target(module).build();
+        if !now.all().any(|logger| logger.enabled(&metadata)) {
+            return;
+        }
+        let limiter = MODULES.iter().position(|name| *name == module).map(|index| &self.limiters[index]);
+        let Some(kept_back) = limiter.map_or(Some(0), |limiter| limiter.pass(Instant::now())) else { return };
+        let say = |args: fmt::Arguments| {
+            now.all().for_each(|logger| logger.log(&Record::builder().metadata(metadata.clone()).args(args).build()));
+        };
+        if kept_back > 0 {
+            say(format_args!("{kept_back} lines before this one were kept back: there were too many"));
+        }
+        say(*record.args());
     }
 
     fn flush(&self) {
@@ -444,7 +492,8 @@ mod tests {
         let levels = Levels::default().changed("console:off").unwrap();
         let loggers = |levels| Loggers::new(levels, &console_lines, file.as_ref(), &file_lines);
         let logger = Logger {
-            file: file.clone().map(|file| (path.clone(), ArcSwap::new(file))),
+            file: file.clone().map(|file| (path.clone(), ArcSwapOption::new(Some(file)))),
+            limiters: [const { Limiter::new() }; MODULES.len()],
             console_lines: Arc::clone(&console_lines),
             file_lines: Arc::clone(&file_lines),
             now: ArcSwap::from_pointee(loggers(levels.clone())),

@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::PATIENCE;
+use crate::clock;
 use crate::control::answer::{Answer, CommandError};
 use crate::control::registry::deadline;
 use crate::daemon::Daemon;
@@ -55,7 +56,7 @@ struct Explanation(Vec<Row>);
 
 pub(super) async fn explain(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError> {
     let which = parse(args)?;
-    let (now, names) = (Instant::now(), daemon.switch.names());
+    let (now, names) = (clock::now(), daemon.switch.names());
     let mut rows = Vec::new();
     for poller in 0..daemon.switch.pollers() {
         let mut next = Some(0);

@@ -2,20 +2,25 @@
 //!
 //! - [`dpctl`]: ports and flows of the datapath, as Open vSwitch's `dpctl` has them; `dpif`: its `dpif`
 //! - [`offload`]: the device, its queue and its marks; `explain`: why a flow is not in it
-//! - [`rule`]: rules and stations
-//! - [`poller`]: what pollers did
-//! - [`process`]: the daemon itself
+//! - [`rule`]: rules; `fdb`: stations
+//! - [`poller`]: what pollers did; `upcall`: what rules made them install, and the sweeps over that
+//! - [`process`]: the daemon itself; `coverage`: how much of everything, and how often what happened
+//! - `time`: the clock, for tests
 //! - [`sim`]: what is made to go wrong with a simulated device
 //! - [`vlog`]: its log
 
+mod coverage;
 pub mod dpctl;
 mod dpif;
 mod explain;
+mod fdb;
 pub mod offload;
 pub mod poller;
 pub mod process;
 pub mod rule;
 pub mod sim;
+mod time;
+mod upcall;
 pub mod vlog;
 
 use std::path::Path;
@@ -40,10 +45,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Declares every command of the daemon.
 pub fn register(registry: &mut Registry, daemon: &Arc<Daemon>) {
-    let tables =
-        [dpctl::COMMANDS, dpif::COMMANDS, offload::COMMANDS, poller::COMMANDS, process::COMMANDS, rule::COMMANDS, sim::COMMANDS];
+    let tables = [
+        coverage::COMMANDS,
+        dpctl::COMMANDS,
+        dpif::COMMANDS,
+        fdb::COMMANDS,
+        offload::COMMANDS,
+        poller::COMMANDS,
+        process::COMMANDS,
+        rule::COMMANDS,
+        sim::COMMANDS,
+        upcall::COMMANDS,
+    ];
     for table in tables {
         registry.add(table, Arc::clone(daemon));
+    }
+    if daemon.has_time_control() {
+        registry.add(time::COMMANDS, Arc::clone(daemon));
     }
     registry.add(vlog::COMMANDS, ());
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
@@ -14,7 +14,7 @@ use crate::daemon::Daemon;
 use crate::datapath::balance::Move;
 use crate::datapath::counters::PollerCounters;
 use crate::datapath::reassign::RxView;
-use crate::datapath::window;
+use crate::datapath::{sweep, window};
 use crate::flow::PortNo;
 use crate::flow::text::PortNames as _;
 use crate::telemetry::Histogram;
@@ -24,11 +24,16 @@ type Result<T> = std::result::Result<T, CommandError>;
 pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
         name: "dpif-netdev/pmd-perf-show",
-        usage: "",
-        help: "Shows for each poller how it spent its time and how it found the flows of its packets.",
-        args: 0..=0,
+        usage: "[-nh] [-pmd POLLER] [DP]",
+        help: "Shows for each poller, or for one, how it spent its time and how it found the flows of its packets. There are no histories: -nh changes nothing.",
+        args: 0..=4,
         right: Right::Read,
-        run: |daemon, _| Box::pin(async move { Ok(Answer::of(PerfShow::new(&daemon, Instant::now()))) }),
+        run: |daemon, args| {
+            Box::pin(async move {
+                let chosen = Chosen::parse(args, &["-pmd"], "dpif-netdev/pmd-perf-show [-nh] [-pmd POLLER] [DP]")?;
+                Ok(Answer::of(PerfShow::new(&daemon, Instant::now(), chosen.poller(&daemon)?)))
+            })
+        },
     },
     Command {
         name: "dpif-netdev/pmd-stats-clear",
@@ -46,14 +51,28 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     },
     Command {
         name: "dpif-netdev/pmd-rxq-show",
+        usage: "[-pmd POLLER] [-secs SECS] [DP]",
+        help: "Shows for each poller, or for one, its receive queues, and how busy each kept it in the last SECS seconds, at most and by default 60.",
+        args: 0..=5,
+        right: Right::Read,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let usage = "dpif-netdev/pmd-rxq-show [-pmd POLLER] [-secs SECS] [DP]";
+                let chosen = Chosen::parse(args, &["-pmd", "-secs"], usage)?;
+                Ok(Answer::of(RxqShow::new(&daemon, Instant::now(), chosen.poller(&daemon)?, chosen.seconds)))
+            })
+        },
+    },
+    Command {
+        name: "dpif-netdev/pmd-sleep-show",
         usage: "[DP]",
-        help: "Shows for each poller its receive queues, and how busy each kept it in the last minute.",
+        help: "Shows how long each poller may sleep when it has nothing to do, at most.",
         args: 0..=1,
         right: Right::Read,
         run: |daemon, args| {
             Box::pin(async move {
-                Options::split(args, &[])?.exactly::<0>("dpif-netdev/pmd-rxq-show [DP]")?;
-                Ok(Answer::of(RxqShow::new(&daemon, Instant::now())))
+                Options::split(args, &[])?.exactly::<0>("dpif-netdev/pmd-sleep-show [DP]")?;
+                Ok(Answer::of(SleepShow::new(&daemon)))
             })
         },
     },
@@ -107,6 +126,77 @@ async fn move_rx(daemon: &Arc<Daemon>, args: Vec<String>) -> Result<Answer> {
     Ok(Answer::new("", json!({ "port_no": number, "queue": queue, "poller": poller })))
 }
 
+/// What the options of a command choose.
+struct Chosen {
+    poller: Option<usize>,
+    seconds: u64,
+}
+
+impl Chosen {
+    /// `known`: the options that a value follows.
+    fn parse(mut args: Vec<String>, known: &[&str], usage: &str) -> Result<Chosen> {
+        let mut chosen = Chosen { poller: None, seconds: window::LENGTH.as_secs() };
+        args.retain(|arg| arg != "-nh");
+        while args.first().is_some_and(|first| known.contains(&first.as_str())) {
+            let option = args.remove(0);
+            let value = (!args.is_empty()).then(|| args.remove(0));
+            let value = value.ok_or_else(|| CommandError::new(format!("usage: {usage}")))?;
+            let wrong = |expected: &str| CommandError::new(format!("{option} {value:?}: expected {expected}"));
+            match option.as_str() {
+                "-pmd" => chosen.poller = Some(value.parse().map_err(|_| wrong("a poller's number"))?),
+                _ => {
+                    let within = |secs: &u64| (1..=window::LENGTH.as_secs()).contains(secs);
+                    chosen.seconds = value.parse().ok().filter(within).ok_or_else(|| wrong("1 to 60 seconds"))?;
+                }
+            }
+        }
+        Options::split(args, &[])?.exactly::<0>(usage)?;
+        Ok(chosen)
+    }
+
+    /// The one poller, if one was chosen.
+    fn poller(&self, daemon: &Daemon) -> Result<Option<usize>> {
+        let pollers = daemon.switch.pollers();
+        match self.poller {
+            Some(poller) if poller >= pollers => {
+                Err(CommandError::new(format!("-pmd {poller}: there are pollers 0 to {}", pollers.saturating_sub(1))))
+            }
+            poller => Ok(poller),
+        }
+    }
+}
+
+/// What `dpif-netdev/pmd-sleep-show` says.
+#[derive(Serialize)]
+struct SleepShow {
+    max_sleep_us: u64,
+    pollers: Vec<SleepRow>,
+}
+
+#[derive(Serialize)]
+struct SleepRow {
+    poller: usize,
+    place: String,
+    max_sleep_us: u64,
+}
+
+impl SleepShow {
+    fn new(daemon: &Daemon) -> SleepShow {
+        // Until the next sweep, if nothing comes before; not at all when it polls without a pause.
+        let spins = daemon.switch.shared.busy_poll.load(std::sync::atomic::Ordering::Relaxed);
+        let max_sleep_us = if spins { 0 } else { sweep::PERIOD.as_micros() as u64 };
+        let row = |poller| SleepRow { poller, place: daemon.poller_place(poller), max_sleep_us };
+        SleepShow { max_sleep_us, pollers: (0..daemon.switch.pollers()).map(row).collect() }
+    }
+}
+
+impl fmt::Display for SleepShow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Default max sleep: {:>6} us", self.max_sleep_us)?;
+        self.pollers.iter().try_for_each(|row| writeln!(f, "{}:\n  max sleep: {:>6} us", row.place, row.max_sleep_us))
+    }
+}
+
 /// What `dpif-netdev/pmd-rxq-show` says.
 #[derive(Serialize)]
 struct RxqShow {
@@ -136,8 +226,8 @@ struct Rxq {
 }
 
 impl RxqShow {
-    fn new(daemon: &Daemon, now: Instant) -> RxqShow {
-        let views = daemon.switch.rx_views(now);
+    fn new(daemon: &Daemon, now: Instant, only: Option<usize>, seconds: u64) -> RxqShow {
+        let views = daemon.switch.rx_views(now, Duration::from_secs(seconds));
         let queues = |poller: usize| views.iter().filter(move |view| view.poller == poller).map(Rxq::new);
         let poller = |poller: usize| RxqPoller {
             poller,
@@ -146,7 +236,8 @@ impl RxqShow {
             isolated: false,
             rx_queues: queues(poller).collect(),
         };
-        RxqShow { seconds: window::LENGTH.as_secs(), pollers: (0..daemon.switch.pollers()).map(poller).collect() }
+        let pollers = (0..daemon.switch.pollers()).filter(|poller| only.is_none_or(|only| only == *poller));
+        RxqShow { seconds, pollers: pollers.map(poller).collect() }
     }
 }
 
@@ -271,15 +362,16 @@ impl Turns {
 }
 
 impl PerfShow {
-    fn new(daemon: &Daemon, now: Instant) -> PerfShow {
+    fn new(daemon: &Daemon, now: Instant, only: Option<usize>) -> PerfShow {
         let crew = daemon.switch.crew();
         let elapsed = |since: Instant| now.saturating_duration_since(since).as_secs_f64();
         let counted = crew.pollers.iter().map(|poller| poller.since_cleared()).enumerate();
         let pollers: Vec<Perf> = counted
+            .filter(|(id, _)| only.is_none_or(|only| only == *id))
             .map(|(id, (since, counters))| Perf::new(daemon.poller_place(id), elapsed(since), &counters))
             .collect();
         let seconds = pollers.iter().map(|perf| perf.seconds).fold(0.0, f64::max);
-        let ended = crew.ended_since_cleared();
+        let ended = crew.ended_since_cleared().filter(|_| only.is_none());
         let ended = ended.map(|counters| Perf::new("ended pollers".to_owned(), seconds, &counters));
         PerfShow { seconds, pollers, ended }
     }

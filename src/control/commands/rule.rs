@@ -1,13 +1,12 @@
-//! `rule/*`, `fdb/*`: the rules that decide, and the stations that `normal` learned.
+//! `rule/*`: the rules that decide.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use serde_json::json;
 
 use super::read_file;
+use crate::clock;
 use crate::control::answer::{Answer, CommandError};
 use crate::control::registry::{Command, Right};
 use crate::daemon::Daemon;
@@ -22,7 +21,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         run: |daemon, args| {
             Box::pin(async move {
                 let rules = args.iter().map(String::as_str);
-                let added = daemon.slowpath.add_rules(rules, &daemon.switch.names(), Instant::now())?;
+                let added = daemon.slowpath.add_rules(rules, &daemon.switch.names(), clock::now())?;
                 Ok(Answer::new("", json!({ "rules": added })))
             })
         },
@@ -55,7 +54,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         run: |daemon, args| {
             Box::pin(async move {
                 let filter = args.first().map_or("", String::as_str);
-                let lines = daemon.slowpath.dump(filter, &daemon.switch.names(), Instant::now())?;
+                let lines = daemon.slowpath.dump(filter, &daemon.switch.names(), clock::now())?;
                 let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
                 Ok(Answer::new(text, json!(lines)))
             })
@@ -90,28 +89,6 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
             })
         },
     },
-    Command {
-        name: "fdb/show",
-        usage: "",
-        help: "Lists the stations that normal learned: port, VLAN, address, seconds since heard.",
-        args: 0..=0,
-        right: Right::Read,
-        run: |daemon, _| {
-            Box::pin(async move {
-                let stations = daemon.slowpath.stations().dump(Instant::now());
-                let mut text = String::from(" port  VLAN  MAC                Age\n");
-                let mut list = Vec::new();
-                for (station, age) in stations {
-                    let mac = mac(station.mac);
-                    let (port, vlan, age) = (station.port, station.vlan, age.as_secs());
-                    // Writing to a string does not fail.
-                    let _ = writeln!(text, "{port:>5}  {vlan:>4}  {mac}  {age:>3}");
-                    list.push(json!({ "port": port, "vlan": vlan, "mac": mac, "age": age }));
-                }
-                Ok(Answer::new(text, json!(list)))
-            })
-        },
-    },
 ];
 
 /// Replaces all rules by those of the file at `path`.
@@ -120,7 +97,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
 /// The file cannot be read, or a line of it is no rule; then the rules are as they were.
 pub fn load(daemon: &Daemon, path: &Path) -> Result<usize, CommandError> {
     let text = read_file(path)?;
-    let loaded = daemon.slowpath.load(&text, &daemon.switch.names(), Instant::now());
+    let loaded = daemon.slowpath.load(&text, &daemon.switch.names(), clock::now());
     loaded.map_err(|error| CommandError::new(format!("{}: {error}", path.display())))
 }
 
@@ -130,9 +107,4 @@ fn replace_file(path: &Path, text: &str) -> std::io::Result<()> {
     new.push(".new");
     std::fs::write(&new, text)?;
     std::fs::rename(&new, path)
-}
-
-fn mac(address: u64) -> String {
-    let bytes = address.to_be_bytes();
-    bytes[2..].iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }

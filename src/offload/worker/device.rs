@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::clock;
 use crate::offload::backend::{Backend, DeleteError, Done, Generation, Handle, Install, PutError};
 use crate::offload::crew::{Crew, Post};
 use crate::offload::report::Tally;
@@ -23,7 +24,7 @@ pub(super) struct Device {
 impl Device {
     pub(super) fn new(id: usize, crew: Arc<Crew>) -> Device {
         // Nothing is asked yet: whoever hires a worker does not wait for the device.
-        Device { backend: crew.device.channel(), generation: None, crew, id, clock: Instant::now() }
+        Device { backend: crew.device.channel(), generation: None, crew, id, clock: clock::now() }
     }
 
     /// Calls the backend unless the device is off. Its state after a panic is nobody's guess, so it is never called again
@@ -51,7 +52,7 @@ impl Device {
             why
         });
         let end = Instant::now();
-        self.clock = self.clock.max(end);
+        self.clock = self.clock.max(clock::at(end));
         (result, end - begin)
     }
 

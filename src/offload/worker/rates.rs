@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{BATCH, Worker};
+use crate::clock;
 use crate::offload::crew::SHARDS;
 use crate::offload::state::{FlowStats, Level, since};
 use crate::offload::table::RuleId;
@@ -53,7 +54,7 @@ impl Worker {
         }
         let handles: Vec<_> = known.iter().map(|(_, handle)| *handle).collect();
         // The device was asked after this moment, so it had not counted anything later.
-        let asked = Instant::now();
+        let asked = clock::now();
         let Some(all) = self.device.stats(&handles) else { return };
         for ((id, _), stats) in known.into_iter().zip(all) {
             self.credit(id, stats, asked);

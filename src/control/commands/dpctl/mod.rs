@@ -190,4 +190,12 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         right: Right::Write,
         run: |daemon, args| Box::pin(async move { receive::receive(&daemon, args) }),
     },
+    Command {
+        name: "netdev-dummy/set-admin-state",
+        usage: "[PORT] up|down",
+        help: "Plugs the wire of a port in memory, or of all, in or out: without it nothing arrives, and what is sent is dropped.",
+        args: 1..=2,
+        right: Right::Write,
+        run: |daemon, args| Box::pin(async move { receive::set_admin_state(&daemon, &args) }),
+    },
 ];

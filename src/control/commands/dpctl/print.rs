@@ -1,12 +1,12 @@
 //! [`Printer`]: flows as text and as JSON, as of one moment.
 
 use std::fmt::Write as _;
-use std::time::Instant;
 
 use serde::Serialize;
 use serde_json::json;
 
 use super::super::Options;
+use crate::clock;
 use crate::control::answer::Answer;
 use crate::daemon::Daemon;
 use crate::datapath::inbox::FlowView;
@@ -50,7 +50,7 @@ impl Printer {
     /// `more`: everything there is, as with `-m`. `names`: ports by name.
     pub(in super::super) fn new(daemon: &Daemon, more: bool, names: bool) -> Printer {
         let names = names.then(|| daemon.switch.names());
-        Printer { now_ns: daemon.switch.shared.nanos(Instant::now()), more, names }
+        Printer { now_ns: daemon.switch.shared.nanos(clock::now()), more, names }
     }
 
     fn names(&self) -> &dyn PortNames {

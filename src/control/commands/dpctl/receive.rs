@@ -1,4 +1,4 @@
-//! `netdev-dummy/receive`: packets by hand.
+//! `netdev-dummy/*`: packets and wires by hand.
 
 use serde_json::json;
 
@@ -65,4 +65,21 @@ fn frame(text: &str, len: usize, port: PortNo, names: &Names) -> Result<Vec<u8>>
     let mut key: Key = *flow.matching.key();
     key.set(Field::InPort, port.0);
     Ok(compose(&key, len))
+}
+
+pub(super) fn set_admin_state(daemon: &Daemon, args: &[String]) -> Result<Answer> {
+    let (port, state) = match args {
+        [state] => (None, state),
+        [port, state, ..] => (Some(port.as_str()), state),
+        [] => return Err(CommandError::new("usage: netdev-dummy/set-admin-state [PORT] up|down")),
+    };
+    let up = match state.as_str() {
+        "up" => true,
+        "down" => false,
+        _ => return Err(CommandError::new(format!("Invalid Admin State {state:?}; expected up or down"))),
+    };
+    match daemon.switch.set_up(port, up) {
+        0 if port.is_some() => Err(CommandError::new("Unknown Dummy Interface")),
+        ports => Ok(Answer::new("OK", json!({ "ports": ports }))),
+    }
 }
