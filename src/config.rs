@@ -3,11 +3,14 @@
 //! [`RawConfig`] is a file as it stands, every key optional; [`Args`] is the command line, which wins over it; [`Config`] is
 //! the two put together, checked, with every default filled in. The rest of the daemon sees only a [`Config`].
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use crate::control::access::{Access, Holders, NobodyError};
 use crate::control::server::Limits;
@@ -133,6 +136,8 @@ struct RawOffload {
 pub struct Config {
     /// Where this came from, to be read again; `None` when there is no file.
     pub file: Option<PathBuf>,
+    /// The keys that the file gives, like `offload.device`.
+    pub written: BTreeSet<String>,
     pub unixctl: Option<PathBuf>,
     pub pidfile: Option<PathBuf>,
     /// The group whose members may connect to the control socket, if there is one of that name; empty: nobody's.
@@ -206,12 +211,21 @@ impl RawConfig {
     ///
     /// # Errors
     /// It cannot be read, is no TOML, or holds a key or type that is not known; says where.
-    pub fn read(path: &Path) -> Result<RawConfig, ConfigError> {
+    pub fn read(path: &Path) -> Result<(RawConfig, BTreeSet<String>), ConfigError> {
         let text = fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-        toml::from_str(&text).map_err(|error| {
+        let wrong = |error: toml::de::Error| {
             let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
             ConfigError::Syntax { path: path.into(), what: format!("line {line}: {}", error.message()) }
-        })
+        };
+        let raw = toml::from_str(&text).map_err(wrong)?;
+        let mut written = BTreeSet::new();
+        for (name, value) in toml::from_str::<toml::Table>(&text).map_err(wrong)? {
+            match value {
+                toml::Value::Table(table) => written.extend(table.keys().map(|key| format!("{name}.{key}"))),
+                _ => drop(written.insert(name)),
+            }
+        }
+        Ok((raw, written))
     }
 }
 
@@ -221,12 +235,13 @@ impl Config {
     /// # Errors
     /// As [`RawConfig::read`], or a value is out of its range; says which and what would be accepted.
     pub fn load(args: &Args) -> Result<Config, ConfigError> {
-        let raw = match &args.config {
+        let (raw, written) = match &args.config {
             Some(path) => RawConfig::read(path)?,
-            None => RawConfig::default(),
+            None => Default::default(),
         };
         let given = parse_ports(&args.ports)?;
-        Config::resolve(raw, args, given).map_err(|error| error.of(args.config.as_ref()))
+        let config = Config::resolve(raw, args, given).map_err(|error| error.of(args.config.as_ref()))?;
+        Ok(Config { written, ..config })
     }
 
     /// `given`: the ports of the command line.
@@ -246,6 +261,7 @@ impl Config {
         let device = args.offload.clone().or(offload.device).unwrap_or_else(|| default_device.into());
         Ok(Config {
             file: args.config.clone(),
+            written: BTreeSet::new(),
             unixctl: args.unixctl.clone().or(raw.unixctl),
             pidfile: args.pidfile.clone().or(raw.pidfile),
             access: access(&control)?,
@@ -326,6 +342,84 @@ fn access(control: &RawControl) -> Result<Access, ConfigError> {
         write: holders("control.write", &control.write, &[&members])?,
         admin: holders("control.admin", &control.admin, &[])?,
     })
+}
+
+/// A key as it is in force.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Shown {
+    pub key: &'static str,
+    /// `None`: unset, and there is no default.
+    pub value: Option<Value>,
+    pub source: Source,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    Default,
+    File,
+    CommandLine,
+    /// Somebody changed it since.
+    Command,
+}
+
+impl Config {
+    /// Every key with its value, as far as the configuration knows.
+    pub fn shown(&self, args: &Args) -> Vec<Shown> {
+        let time = |time: Duration| json!(humantime::format_duration(time).to_string());
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| json!(path));
+        let limits = &self.control_limits;
+        let rules = match &self.rules {
+            Rules::File(path) => Some(json!(path)),
+            Rules::Normal | Rules::Text(_) => None,
+        };
+        let ports: Vec<String> = self.ports.iter().map(PortSpec::to_string).collect();
+        let offload = &self.offload;
+        let values = [
+            ("unixctl", path(&self.unixctl), args.unixctl.is_some()),
+            ("pidfile", path(&self.pidfile), args.pidfile.is_some()),
+            ("log", Some(json!(self.log)), false),
+            ("log-file", path(&self.log_file), args.log_file.is_some()),
+            ("control.group", Some(json!(self.control_group)), false),
+            ("control.read", Some(json!(self.access.read.texts())), false),
+            ("control.write", Some(json!(self.access.write.texts())), false),
+            ("control.admin", Some(json!(self.access.admin.texts())), false),
+            ("control.connections", Some(json!(limits.connections)), false),
+            ("control.request-bytes", Some(json!(limits.request)), false),
+            ("control.output-bytes", Some(json!(limits.output)), false),
+            ("control.batch", Some(json!(limits.batch)), false),
+            ("control.idle", Some(time(limits.idle)), false),
+            ("datapath.ports", Some(json!(ports)), !args.ports.is_empty()),
+            ("datapath.pollers", Some(json!(self.pollers.map_or(0, NonZeroUsize::get))), false),
+            ("datapath.cpus", Some(json!(self.cpus)), false),
+            ("datapath.busy-poll", Some(json!(self.busy_poll)), false),
+            ("datapath.flow-limit", Some(json!(self.flow_limit)), false),
+            ("datapath.max-idle", Some(time(self.max_idle)), false),
+            ("slowpath.rules", rules, args.rules.is_some()),
+            ("slowpath.mac-ageing", Some(time(self.mac_ageing)), false),
+            ("slowpath.mac-limit", Some(json!(self.mac_limit)), false),
+            ("offload.device", Some(json!(self.device.as_deref().unwrap_or("none"))), args.offload.is_some()),
+            ("offload.enabled", Some(json!(offload.enabled)), false),
+            ("offload.threads", Some(json!(self.offload_threads)), false),
+            ("offload.queue-limit", Some(json!(self.queue_limit)), false),
+            ("offload.queue-bytes", Some(json!(self.queue_bytes)), false),
+            ("offload.min-packets", Some(json!(offload.min_packets)), false),
+            ("offload.min-age", Some(time(offload.min_age)), false),
+            ("offload.min-rate", Some(json!(offload.min_rate)), false),
+            ("offload.operation-rate", Some(json!(offload.operation_rate)), false),
+            ("offload.patience", Some(time(self.offload_patience)), false),
+        ];
+        let shown = |(key, value, given): (&'static str, Option<Value>, bool)| {
+            let source = match given {
+                true => Source::CommandLine,
+                false if self.written.contains(key) => Source::File,
+                false => Source::Default,
+            };
+            Shown { key, value, source }
+        };
+        values.into_iter().map(shown).collect()
+    }
 }
 
 /// The device when none is named.
@@ -425,6 +519,7 @@ mod tests {
         let from_example = resolve(&uncommented, &Args::default()).unwrap();
         let mut defaults = resolve("", &Args::default()).unwrap();
         defaults.file = from_example.file.clone();
+        defaults.written = from_example.written.clone();
         assert_eq!(from_example, defaults);
         let keys = [
             "unixctl",

@@ -26,9 +26,10 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use futures_channel::oneshot;
 use offloadctl::rundir::RunDir;
+use serde_json::json;
 
 use crate::clock;
-use crate::config::{Args, Config, Rules};
+use crate::config::{Args, Config, Rules, Shown, Source};
 use crate::control::access::group;
 use crate::control::commands;
 use crate::control::{Access, Endpoint, Pidfile, Registry, Server};
@@ -70,6 +71,16 @@ pub struct Daemon {
     stop: AtomicBool,
     wake: Arc<dyn Fn() + Send + Sync>,
     history: Mutex<History>,
+}
+
+/// What reading the configuration again came to.
+#[derive(Debug, serde::Serialize)]
+pub struct Reloaded {
+    /// Keys that have other values now.
+    pub changed: Vec<&'static str>,
+    /// Keys whose new values take effect at the next start.
+    pub needs_restart: Vec<&'static str>,
+    pub errors: Vec<String>,
 }
 
 /// What was seen tick by tick.
@@ -217,7 +228,7 @@ impl Daemon {
             let turn = server.turn(Some(next.saturating_duration_since(Instant::now()))).context("control loop")?;
             incoming.try_iter().for_each(|report| self.hear(report));
             if turn.reload {
-                drop(self.in_background("reload", Daemon::reload));
+                drop(self.in_background("reload", |daemon| drop(daemon.reload())));
             }
             let now = Instant::now();
             if now >= tick {
@@ -265,67 +276,105 @@ impl Daemon {
         }
     }
 
-    /// Reads the configuration again and changes what can change while packets flow. A bad file changes nothing.
-    fn reload(&self) {
+    /// Reads the configuration again and changes what can change while packets flow.
+    ///
+    /// # Errors
+    /// The file or the log levels in it are wrong; then nothing has changed. All of it is logged, too.
+    pub fn reload(&self) -> Result<Reloaded, String> {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.config().clone();
-        let config = match Config::load(&self.args) {
-            Ok(config) => config,
-            Err(error) => return log::error!(target: "daemon", "not reloaded: {error}"),
+        let refused = |error: String| {
+            log::error!(target: "daemon", "not reloaded: {error}");
+            error
         };
-        if let Err(error) = logging::set(&config.log) {
-            return log::error!(target: "daemon", "not reloaded: log: {error}");
+        let config = Config::load(&self.args).map_err(|error| refused(error.to_string()))?;
+        logging::set(&config.log).map_err(|error| refused(format!("log: {error}")))?;
+        let errors = self.apply(&current, &config);
+        for error in &errors {
+            log::error!(target: "daemon", "reload: {error}");
         }
+        let restart = needs_restart(&current, &config);
+        for key in &restart {
+            log::warn!(target: "daemon", "{key} has changed; the change takes effect at the next start");
+        }
+        let (old, new) = (current.shown(&self.args), config.shown(&self.args));
+        let changed = old.iter().zip(&new).filter(|(old, new)| old.value != new.value).map(|(_, new)| new.key);
+        let changed = changed.filter(|key| !restart.contains(key)).collect();
+        *self.config() = config;
+        match errors.len() {
+            0 => log::info!(target: "daemon", "reloaded"),
+            n => log::warn!(target: "daemon", "reloaded, with {n} errors"),
+        }
+        Ok(Reloaded { changed, needs_restart: restart, errors })
+    }
+
+    /// Changes what can change while packets flow; what went wrong.
+    fn apply(&self, current: &Config, config: &Config) -> Vec<String> {
+        let mut errors = Vec::new();
         self.access.store(Arc::new(config.access.clone()));
         self.switch.shared.set_flow_limit(config.flow_limit);
         self.switch.shared.set_max_idle(config.max_idle);
         self.switch.shared.busy_poll.store(config.busy_poll, Ordering::Relaxed);
         self.switch.offload.set(&config.offload);
         if let Err(error) = self.switch.offload.set_threads(config.offload_threads) {
-            log::error!(target: "daemon", "reload: offload.threads: {error}");
+            errors.push(format!("offload.threads: {error}"));
         }
         let gone = current.ports.iter().filter(|spec| !config.ports.contains(spec));
         for number in gone.filter_map(|spec| self.switch.port_number(&spec.name)).collect::<Vec<_>>() {
             self.remove_port(number);
         }
-        let mut errors = 0;
         if (current.pollers, &current.cpus) != (config.pollers, &config.cpus)
-            && let Err(error) = block_on(self.switch.set_pollers(&pollers(&config)))
+            && let Err(error) = block_on(self.switch.set_pollers(&pollers(config)))
         {
-            errors += 1;
-            log::error!(target: "daemon", "reload: {error}");
+            errors.push(error.to_string());
+        }
+        if let Err(error) = logging::reopen() {
+            errors.push(error.to_string());
         }
         // Also those that could not be opened the last time, or broke since.
         let is_there = |spec: &&PortSpec| self.switch.port_number(&spec.name).is_some() && current.ports.contains(spec);
-        if let Err(error) = logging::reopen() {
-            errors += 1;
-            log::error!(target: "daemon", "reload: {error}");
-        }
         for spec in config.ports.iter().filter(|spec| !is_there(spec)) {
             if let Err(error) = self.add_port(spec) {
-                errors += 1;
-                log::error!(target: "daemon", "reload: {error}");
+                errors.push(error.to_string());
                 // Better the port as it was than none.
                 let before = current.ports.iter().find(|old| old.name == spec.name);
                 if let Some(Err(error)) = before.map(|old| self.add_port(old)) {
-                    log::error!(target: "daemon", "reload: and not as it was, either: {error}");
+                    errors.push(format!("and not as it was, either: {error}"));
                 }
             }
         }
         if let Rules::File(_) = config.rules
             && let Err(error) = self.load_rules(&config.rules)
         {
-            errors += 1;
-            log::error!(target: "daemon", "reload: {error:#}");
+            errors.push(format!("{error:#}"));
         }
-        for key in needs_restart(&current, &config) {
-            log::warn!(target: "daemon", "{key} has changed; the change takes effect at the next start");
+        errors
+    }
+
+    /// Every key of the configuration as it is in force.
+    pub fn settings(&self) -> Vec<Shown> {
+        let mut all = self.config().shown(&self.args);
+        let offload = self.switch.offload.settings().get();
+        let time = |time| json!(humantime::format_duration(time).to_string());
+        // What commands can change.
+        let mut living = vec![("datapath.flow-limit", json!(self.switch.shared.flow_limit()))];
+        if self.switch.offload.has_device() {
+            living.extend([
+                ("offload.enabled", json!(offload.enabled)),
+                ("offload.threads", json!(self.switch.offload.threads())),
+                ("offload.min-packets", json!(offload.min_packets)),
+                ("offload.min-age", time(offload.min_age)),
+                ("offload.min-rate", json!(offload.min_rate)),
+                ("offload.operation-rate", json!(offload.operation_rate)),
+            ]);
         }
-        *self.config() = config;
-        match errors {
-            0 => log::info!(target: "daemon", "reloaded"),
-            _ => log::warn!(target: "daemon", "reloaded, with {errors} errors"),
+        for shown in &mut all {
+            let now = living.iter().find(|(key, value)| *key == shown.key && shown.value.as_ref() != Some(value));
+            if let Some((_, value)) = now {
+                (shown.value, shown.source) = (Some(value.clone()), Source::Command);
+            }
         }
+        all
     }
 
     fn history(&self) -> std::sync::MutexGuard<'_, History> {

@@ -85,6 +85,8 @@ impl Access {
 /// Users and groups.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holders {
+    /// As they were written.
+    texts: Vec<String>,
     everybody: bool,
     users: Vec<u32>,
     groups: Vec<u32>,
@@ -110,7 +112,13 @@ impl Holders {
             }
             Some(name) => self.groups.push(group(name).ok_or_else(|| NobodyError::Group(name.to_owned()))?),
         }
+        self.texts.push(text.to_owned());
         Ok(())
+    }
+
+    /// Whom they were named by.
+    pub fn texts(&self) -> &[String] {
+        &self.texts
     }
 
     fn include(&self, peer: &Credentials) -> bool {

@@ -455,8 +455,11 @@ impl Switch {
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(), Taken> {
         let _baton = self.baton.take().await;
-        let new = |AddFlow { ufid, matching, actions }: AddFlow| {
-            NewFlow { ufid, matching, actions, number: self.shared.decision_number() }
+        let new = |AddFlow { ufid, matching, actions }: AddFlow| NewFlow {
+            ufid,
+            matching,
+            actions,
+            number: self.shared.decision_number(),
         };
         let flows: Arc<[NewFlow]> = flows.into_iter().map(new).collect();
         let progress = Mutex::new(Some(Arc::new(progress) as Arc<dyn Fn(u64) + Send + Sync>));

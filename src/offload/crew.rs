@@ -29,6 +29,7 @@ use std::time::{Duration, Instant};
 use crossbeam_utils::CachePadded;
 
 use super::backend::{BackendCaps, Device, Fence};
+use super::events::Events;
 use super::mark::{MarkLease, MarkPool, Quarantined};
 use super::queue::Queue;
 use super::report::Report;
@@ -58,6 +59,7 @@ pub(crate) struct Crew {
     /// The moment that nanoseconds count from.
     pub start: Instant,
     pub settings: StdArc<Settings>,
+    pub events: StdArc<Events>,
     pub hasher: MatchHasher,
     /// One for each worker there can be.
     pub lanes: Vec<Arc<Lanes>>,
@@ -101,7 +103,7 @@ impl Crew {
         life: u32,
         device: StdArc<dyn Device>,
         start: Instant,
-        settings: StdArc<Settings>,
+        (settings, events): (StdArc<Settings>, StdArc<Events>),
         config: &super::OffloadConfig,
         threads: usize,
     ) -> Crew {
@@ -115,6 +117,7 @@ impl Crew {
             fence,
             start,
             settings,
+            events,
             hasher: MatchHasher::default(),
             lanes: (0..WORKERS).map(|_| Arc::new(Queue::new(config.queue_limit, config.queue_bytes))).collect(),
             posts: (0..WORKERS).map(|_| CachePadded::default()).collect(),

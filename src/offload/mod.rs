@@ -34,6 +34,7 @@
 pub mod agent;
 pub mod backend;
 pub mod crew;
+pub mod events;
 pub mod mark;
 pub mod queue;
 pub mod report;
@@ -64,6 +65,7 @@ pub use trouble::{Kind, Reason, Trouble};
 use agent::Mailbox;
 use backend::{BackendCaps, Device};
 use crew::{Crew, WORKERS};
+use events::Events;
 use queue::QueueCounts;
 use report::{Latencies, MarkCounts, Operations, Percentiles, Times, WorkerRow};
 use worker::{Gathering, Message, Worker};
@@ -131,6 +133,8 @@ pub struct Offload {
     settings: StdArc<Settings>,
     config: OffloadConfig,
     census: Census,
+    /// What happened lately, in all lives of the device.
+    pub events: StdArc<Events>,
     /// `None`: there is no device.
     path: Option<Path>,
 }
@@ -190,7 +194,8 @@ impl Offload {
     pub fn none() -> Offload {
         let config = OffloadConfig::default();
         let settings = StdArc::new(Settings::new(&config.wanted));
-        Offload { start: Instant::now(), settings, config, census: Census::default(), path: None }
+        let (census, events) = Default::default();
+        Offload { start: Instant::now(), settings, config, census, events, path: None }
     }
 
     /// The path and its first worker, for whoever wants to take the steps himself: [`Worker::run`] or [`Worker::turn`].
@@ -218,7 +223,9 @@ impl Offload {
 
     fn assemble_idle(device: StdArc<dyn Device>, start: Instant, config: &OffloadConfig) -> Offload {
         let settings = StdArc::new(Settings::new(&config.wanted));
-        let crew = Crew::new(0, StdArc::clone(&device), start, StdArc::clone(&settings), config, config.threads);
+        let (census, events): (_, StdArc<Events>) = Default::default();
+        let shared = (StdArc::clone(&settings), StdArc::clone(&events));
+        let crew = Crew::new(0, StdArc::clone(&device), start, shared, config, config.threads);
         let caps = crew.caps.clone();
         let staff = Staff {
             crew: StdArc::new(crew),
@@ -231,7 +238,7 @@ impl Offload {
             stopped: false,
         };
         let path = Path { device, caps, staff: StdMutex::new(staff), resuming: StdMutex::default() };
-        Offload { start, settings, config: config.clone(), census: Census::default(), path: Some(path) }
+        Offload { start, settings, config: config.clone(), census, events, path: Some(path) }
     }
 
     /// A poller's end. `ring_doorbell` wakes poller number `poller` should it sleep; workers call it after they left
@@ -382,8 +389,8 @@ impl Offload {
             return Ok(false);
         }
         let (life, threads) = (staff.crew.life + 1, staff.working);
-        let settings = StdArc::clone(&self.settings);
-        let crew = Crew::new(life, StdArc::clone(&path.device), self.start, settings, &self.config, threads);
+        let shared = (StdArc::clone(&self.settings), StdArc::clone(&self.events));
+        let crew = Crew::new(life, StdArc::clone(&path.device), self.start, shared, &self.config, threads);
         staff.crew = StdArc::new(crew);
         staff.threads.clear();
         staff.cleared.clear();

@@ -68,6 +68,20 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// In a word.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Standing::Software => "software",
+            Standing::Queued => "queued",
+            Standing::Installing => "installing",
+            Standing::Offloaded(Level::Mark) => "mark",
+            Standing::Offloaded(Level::Full) => "full",
+            Standing::Refused(_) => "refused",
+            Standing::Removing => "removing",
+            Standing::Gone => "gone",
+        }
+    }
+
     fn code(self) -> u32 {
         match self {
             Standing::Software => 0,

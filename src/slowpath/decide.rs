@@ -34,7 +34,7 @@ use std::time::Instant;
 
 use super::classify::Sight;
 use super::learn::{Lookup, MacTable, Station};
-use super::rules::{RuleAction, RuleStats};
+use super::rules::{Rule, RuleAction, RuleStats};
 use super::tags::Tags;
 use super::{Decision, DropReason, World};
 use crate::flow::field::WORDS;
@@ -77,6 +77,24 @@ pub(super) struct Trip<'a> {
     steps: usize,
     /// An output went to a port that is not there.
     pub(super) no_port: bool,
+    /// What it met on its way, where somebody wants to know.
+    trace: Option<Vec<Step>>,
+}
+
+/// Something that a packet met on its way through the tables.
+#[derive(Clone, Debug)]
+pub struct Step {
+    /// Look-ups that this stands inside of.
+    pub depth: usize,
+    pub what: Met,
+}
+
+#[derive(Clone, Debug)]
+pub enum Met {
+    /// A table; the rule that matched there.
+    Table(u8, Option<Arc<Rule>>),
+    /// An action of that rule.
+    Action(RuleAction),
 }
 
 /// Why a trip ends before its rules do.
@@ -115,14 +133,26 @@ impl<'a> Trip<'a> {
             table_lookups: 0,
             steps: 0,
             no_port: false,
+            trace: None,
         };
         trip.sight.known = trip.looked;
         trip.retag();
         trip
     }
 
+    /// Goes all the way, and tells of it.
+    pub fn run_traced(mut self, epoch: u64) -> (Decision, Vec<Step>) {
+        self.trace = Some(Vec::new());
+        let decision = self.go(epoch);
+        (decision, self.trace.unwrap_or_default())
+    }
+
     /// Goes all the way.
     pub fn run(mut self, epoch: u64) -> Decision {
+        self.go(epoch)
+    }
+
+    fn go(&mut self, epoch: u64) -> Decision {
         let stop = self.table(0, None, 0).err();
         let dropped = match stop {
             Some(Stop::TooDeep) => Some(DropReason::TooDeep),
@@ -135,10 +165,10 @@ impl<'a> Trip<'a> {
         self.looked.establish(&self.key);
         Decision {
             mask: self.looked,
-            actions: if dropped.is_some() { Actions::drop() } else { Actions::new(self.out) },
+            actions: if dropped.is_some() { Actions::drop() } else { Actions::new(std::mem::take(&mut self.out)) },
             dropped,
-            rules: self.rules,
-            lookups: self.lookups,
+            rules: std::mem::take(&mut self.rules),
+            lookups: std::mem::take(&mut self.lookups),
             learned: self.learned,
             epoch,
         }
@@ -157,6 +187,7 @@ impl<'a> Trip<'a> {
         let rule = table.lookup(&self.key, &mut self.sight);
         self.key.set(Field::InPort, self.ingress.0);
         self.note_looked(&before);
+        self.met(depth, || Met::Table(number, rule.cloned()));
         let Some(rule) = rule else { return Ok(()) };
         self.rules.push(rule.stats.clone());
         rule.spec.actions.iter().try_for_each(|action| self.step(action, number, depth))
@@ -164,6 +195,7 @@ impl<'a> Trip<'a> {
 
     fn step(&mut self, action: &RuleAction, table: u8, depth: usize) -> Result<(), Stop> {
         self.spend()?;
+        self.met(depth, || Met::Action(*action));
         match *action {
             RuleAction::Output(port) if port == self.ingress => {}
             RuleAction::Output(port) => self.output(port)?,
@@ -180,6 +212,13 @@ impl<'a> Trip<'a> {
             RuleAction::Goto(to) => self.table(to, None, depth + 1)?,
         }
         Ok(())
+    }
+
+    #[inline]
+    fn met(&mut self, depth: usize, what: impl FnOnce() -> Met) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(Step { depth, what: what() });
+        }
     }
 
     fn spend(&mut self) -> Result<(), Stop> {

@@ -76,6 +76,19 @@ pub enum DropReason {
     NoPort,
 }
 
+impl DropReason {
+    /// For people.
+    pub fn text(self) -> &'static str {
+        match self {
+            DropReason::NoRule => "no rule of table 0 matches",
+            DropReason::Rule => "the rules send it nowhere",
+            DropReason::Ttl => "its TTL ends here",
+            DropReason::TooDeep => "the rules lead through too many tables",
+            DropReason::NoPort => "the ports it was to leave by are not there",
+        }
+    }
+}
+
 /// How much the slow path remembers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -154,6 +167,13 @@ impl Slowpath {
     /// The decision for `key`. `learn`: also learn where its sender is (for packets, not for revalidation).
     pub fn decide(&self, key: &Key, now: Instant, learn: bool) -> Decision {
         self.decide_within(key, &Mask::EMPTY, now, learn)
+    }
+
+    /// The decision for `key`, and what led to it. Nothing is learned or counted.
+    pub fn trace(&self, key: &Key, now: Instant) -> (Decision, Vec<decide::Step>) {
+        let epoch = self.epoch();
+        let world = self.world.load();
+        decide::Trip::new(&world, &self.stations, key, &Mask::EMPTY, now, false).run_traced(epoch)
     }
 
     /// The decision for all packets of a megaflow. Where there is a choice, it looks at bits of the megaflow's mask, so that while
@@ -283,12 +303,17 @@ impl Slowpath {
         self.world.load().rules.len()
     }
 
-    /// The rules that `filter` selects with their counters, a line each, by table and then the winning ones first.
-    pub fn dump(&self, filter: &str, ports: &dyn PortNames, now: Instant) -> Result<Vec<String>, RuleError> {
+    /// The rules that `filter` selects, by table and then the winning ones first.
+    pub fn rules(&self, filter: &str, ports: &dyn PortNames) -> Result<Vec<Arc<rules::Rule>>, RuleError> {
         let filter = text::parse_filter(filter, false, ports)?;
         let world = self.world.load();
-        let selected = world.rules.sorted().into_iter().filter(|r| filter.selects(&r.spec));
-        Ok(selected.map(|r| text::format_rule_with_stats(&r.spec, &r.stats, ports, now)).collect())
+        Ok(world.rules.sorted().into_iter().filter(|rule| filter.selects(&rule.spec)).cloned().collect())
+    }
+
+    /// The same with their counters, a line each.
+    pub fn dump(&self, filter: &str, ports: &dyn PortNames, now: Instant) -> Result<Vec<String>, RuleError> {
+        let rules = self.rules(filter, ports)?;
+        Ok(rules.iter().map(|rule| text::format_rule_with_stats(&rule.spec, &rule.stats, ports, now)).collect())
     }
 
     /// A file that [`Slowpath::load`] makes the same rules of, in the same order of age.

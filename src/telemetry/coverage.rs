@@ -86,7 +86,9 @@ impl fmt::Display for Report {
         let names: Vec<&str> = self.0.iter().filter(|row| row.total > 0).map(|row| row.name.as_str()).collect();
         let hash = FixedState::default().hash_one(&names) as u32;
         writeln!(f, "Event coverage, avg rate over last: 5 seconds, last minute, last hour,  hash={hash:08x}:")?;
-        for Row { name, per_second_5s, per_second_1m, per_second_1h, total } in self.0.iter().filter(|row| row.total > 0) {
+        for Row { name, per_second_5s, per_second_1m, per_second_1h, total } in
+            self.0.iter().filter(|row| row.total > 0)
+        {
             writeln!(
                 f,
                 "{name:<24} {per_second_5s:>5.1}/sec {per_second_1m:>9.3}/sec {per_second_1h:>13.4}/sec   total: {total}"

@@ -242,7 +242,8 @@ pub enum LogError {
 /// Starts logging: to standard error as `filter` says (in `RUST_LOG`'s syntax; `None`: info and above), and to `file` if given.
 pub fn init(filter: Option<&str>, file: Option<&Path>) -> Result<(), LogError> {
     let levels = filter.map_or(Ok(Levels::default()), |filter| Levels::default().filtered(filter))?;
-    let file = file.map(|path| Ok::<_, LogError>((path.to_owned(), ArcSwapOption::new(Some(open(path)?))))).transpose()?;
+    let file =
+        file.map(|path| Ok::<_, LogError>((path.to_owned(), ArcSwapOption::new(Some(open(path)?))))).transpose()?;
     let (console_lines, file_lines) = (Arc::default(), Arc::default());
     let opened = file.as_ref().and_then(|(_, file)| file.load_full());
     let now = Loggers::new(levels, &console_lines, opened.as_ref(), &file_lines);

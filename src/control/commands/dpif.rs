@@ -33,7 +33,9 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         help: "Names the bridge: there is one.",
         args: 0..=0,
         right: Right::Read,
-        run: |_, _| Box::pin(async { Ok(Answer::new(format!("netdev@{BRIDGE}"), json!([format!("netdev@{BRIDGE}")]))) }),
+        run: |_, _| {
+            Box::pin(async { Ok(Answer::new(format!("netdev@{BRIDGE}"), json!([format!("netdev@{BRIDGE}")]))) })
+        },
     },
     Command {
         name: "dpif/dump-flows",

@@ -187,7 +187,14 @@ mod tests {
     #[test]
     fn addresses_and_vlans_are_read_or_refused_with_what_would_do() {
         assert_eq!(mac("02:0:00:00:aa:1"), Ok(0x0200_0000_aa01));
-        for wrong in ["", "02:00:00:00:00", "02:00:00:00:00:00:00", "02:00:00:00:00:0g", "+2:00:00:00:00:00", "03:00:00:00:00:01"] {
+        for wrong in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:00:00",
+            "02:00:00:00:00:0g",
+            "+2:00:00:00:00:00",
+            "03:00:00:00:00:01",
+        ] {
             assert!(mac(wrong).unwrap_err().to_string().contains("expected a station's address"), "{wrong}");
         }
         assert_eq!((vlan("0"), vlan("4094")), (Ok(0), Ok(4094)));

@@ -1,25 +1,31 @@
 //! What people can ask of the daemon, a table of commands a file.
 //!
 //! - [`dpctl`]: ports and flows of the datapath, as Open vSwitch's `dpctl` has them; `dpif`: its `dpif`
-//! - [`offload`]: the device, its queue and its marks; `explain`: why a flow is not in it
-//! - [`rule`]: rules; `fdb`: stations
+//! - [`offload`]: the device, its queue and its marks; `explain`: why a flow is not in it; `events`: what happened to it;
+//!   `flush`: how it goes; `top`: the busiest flows
+//! - [`rule`]: rules; `trace`: what they would make of a packet; `fdb`: stations
 //! - [`poller`]: what pollers did; `upcall`: what rules made them install, and the sweeps over that
-//! - [`process`]: the daemon itself; `coverage`: how much of everything, and how often what happened
+//! - [`process`]: the daemon itself; `config`: its configuration; `coverage`: how much of everything, and how often what happened
 //! - `time`: the clock, for tests
 //! - [`sim`]: what is made to go wrong with a simulated device
 //! - [`vlog`]: its log
 
+mod config;
 mod coverage;
 pub mod dpctl;
 mod dpif;
+mod events;
 mod explain;
 mod fdb;
+mod flush;
 pub mod offload;
 pub mod poller;
 pub mod process;
 pub mod rule;
 pub mod sim;
 mod time;
+mod top;
+mod trace;
 mod upcall;
 pub mod vlog;
 
@@ -46,6 +52,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Declares every command of the daemon.
 pub fn register(registry: &mut Registry, daemon: &Arc<Daemon>) {
     let tables = [
+        config::COMMANDS,
         coverage::COMMANDS,
         dpctl::COMMANDS,
         dpif::COMMANDS,

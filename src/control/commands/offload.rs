@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::json;
 
-use super::explain;
-use super::{DATAPATH, PATIENCE};
+use super::flush::{FLUSH_PATIENCE, forgotten};
+use super::{DATAPATH, PATIENCE, events, explain, flush, top};
 use crate::control::answer::{Answer, CommandError};
 use crate::control::registry::{Command, Right, deadline};
 use crate::daemon::Daemon;
@@ -18,9 +18,6 @@ use crate::offload::backend::PortCounts;
 use crate::offload::queue::QueueCounts;
 use crate::offload::report::{Outcomes, Percentiles, PortRow, WorkerRow};
 use crate::offload::{Flushed, Snapshot, Wanted};
-
-/// How long `flow-flush` and `offload/pause` wait for the device unless told.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a device that was given up may take to come back.
 const RESUME_PATIENCE: Duration = Duration::from_secs(60);
@@ -39,11 +36,28 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     },
     Command {
         name: "flow-flush",
-        usage: "[--wait SECS]",
-        help: "Deletes all datapath flows and waits until the device has forgotten them, at most SECS (default 10).",
-        args: 0..=2,
+        usage: "[--offload] [--port PORT] [--wait SECS]",
+        help: "Deletes all datapath flows, or those of packets from PORT, and waits until the device has forgotten them, at most SECS (default 10).\n  \
+               With --offload only the device forgets; the flows stay, and come back to it.",
+        args: 0..=5,
         right: Right::Write,
-        run: |daemon, args| Box::pin(async move { flush(&daemon, &args).await }),
+        run: |daemon, args| Box::pin(async move { flush::flush(&daemon, &args).await }),
+    },
+    Command {
+        name: "flow-top",
+        usage: "[-n N] [--over SECS]",
+        help: "Shows the N flows (default 10) with the most packets in SECS seconds (default 1).",
+        args: 0..=4,
+        right: Right::Read,
+        run: |daemon, args| Box::pin(async move { top::top(&daemon, &args).await }),
+    },
+    Command {
+        name: "offload/events",
+        usage: "[CURSOR] [--limit N]",
+        help: "Shows what happened to rules in the device since CURSOR, the number \"next\" of an earlier answer: installed, offloaded, refused, retired, evicted, reset.",
+        args: 0..=3,
+        right: Right::Read,
+        run: |daemon, args| Box::pin(async move { events::events(&daemon, &args) }),
     },
     Command {
         name: "offload/explain",
@@ -52,6 +66,19 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         args: 1..=2,
         right: Right::Read,
         run: |daemon, args| Box::pin(async move { explain::explain(&daemon, &args).await }),
+    },
+    Command {
+        name: "offload/flush",
+        usage: "[--wait SECS]",
+        help: "Makes the device forget all rules, and waits for that, at most SECS (default 10); flows stay, and come back to it.",
+        args: 0..=2,
+        right: Right::Write,
+        run: |daemon, args| {
+            Box::pin(async move {
+                let args: Vec<String> = [vec!["--offload".to_owned()], args].concat();
+                flush::flush(&daemon, &args).await
+            })
+        },
     },
     Command {
         name: "offload/mark-show",
@@ -249,49 +276,6 @@ impl fmt::Display for QueueShow {
         }
         Ok(())
     }
-}
-
-async fn flush(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError> {
-    let patience = match args {
-        [] => FLUSH_PATIENCE,
-        [option, seconds] if option == "--wait" => seconds
-            .parse()
-            .ok()
-            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-            .ok_or_else(|| CommandError::new(format!("--wait {seconds:?}: expected a number of seconds")))?,
-        _ => return Err(CommandError::new("usage: flow-flush [--wait SECS]")),
-    };
-    // Deleted flows take their rules along before the device is asked to forget what is left, so all removals are counted.
-    let removed = || daemon.switch.offload.snapshot().operations.delete.done;
-    let before = removed();
-    let begun = Instant::now();
-    let shown = humantime::format_duration(patience);
-    let flows = deadline(patience, daemon.switch.flush(None))
-        .await
-        .map_err(|_| CommandError::new(format!("the datapath has not deleted all flows within {shown}")))?;
-    // After the flows: the device is to forget what they left there, too.
-    let left = patience.saturating_sub(begun.elapsed());
-    let Some(flushed) = forgotten(daemon, left).await else {
-        let rules = removed() - before;
-        return Err(CommandError::new(format!(
-            "{flows} datapath flows deleted, {rules} device rules removed so far; the device has not forgotten all within {shown}"
-        )));
-    };
-    let flushed = flushed.map_err(|error| CommandError::new(format!("{flows} flows deleted; {error}")))?;
-    if let Some(trouble) = flushed.trouble {
-        return Err(CommandError::new(format!("{flows} flows deleted; the device may still have rules: {trouble}")));
-    }
-    let rules = removed() - before;
-    Ok(Answer::new(
-        format!("{flows} datapath flows deleted, {rules} device rules removed"),
-        json!({ "flows": flows, "rules": rules }),
-    ))
-}
-
-/// Waits until the device has forgotten every rule that was put before.
-async fn forgotten(daemon: &Daemon, patience: Duration) -> Option<Result<Flushed, CommandError>> {
-    let flushed = deadline(patience, daemon.switch.offload.flush()).await.ok()?;
-    Some(flushed.map_err(|_| CommandError::new("the offload worker does not answer")))
 }
 
 async fn pause(daemon: &Daemon) -> Result<Answer, CommandError> {

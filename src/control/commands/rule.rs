@@ -2,14 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
+use serde::Serialize;
 use serde_json::json;
 
-use super::read_file;
+use super::{read_file, trace};
 use crate::clock;
 use crate::control::answer::{Answer, CommandError};
 use crate::control::registry::{Command, Right};
 use crate::daemon::Daemon;
+use crate::datapath::switch::Names;
+use crate::slowpath::rules::Rule;
+use crate::slowpath::text::{format_rule_actions, format_rule_match, format_rule_with_stats};
 
 pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
@@ -54,11 +59,21 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         run: |daemon, args| {
             Box::pin(async move {
                 let filter = args.first().map_or("", String::as_str);
-                let lines = daemon.slowpath.dump(filter, &daemon.switch.names(), clock::now())?;
-                let text: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
-                Ok(Answer::new(text, json!(lines)))
+                let (names, now) = (daemon.switch.names(), clock::now());
+                let rules = daemon.slowpath.rules(filter, &names)?;
+                let line = |rule: &Arc<Rule>| format_rule_with_stats(&rule.spec, &rule.stats, &names, now) + "\n";
+                let rows: Vec<Row> = rules.iter().map(|rule| Row::new(rule, &names, now)).collect();
+                Ok(Answer::new(rules.iter().map(line).collect::<String>(), serde_json::to_value(rows)?))
             })
         },
+    },
+    Command {
+        name: "rule/trace",
+        usage: "FLOW",
+        help: "Shows what the rules would make of a packet: tables, rules, actions, the megaflow, and whether the device could take that. Changes nothing.",
+        args: 1..=1,
+        right: Right::Read,
+        run: |daemon, args| Box::pin(async move { trace::trace(&daemon, &args) }),
     },
     Command {
         name: "rule/load",
@@ -90,6 +105,41 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         },
     },
 ];
+
+/// A rule as JSON has it.
+#[derive(Serialize)]
+struct Row {
+    table: u8,
+    priority: u16,
+    cookie: u64,
+    r#match: String,
+    actions: String,
+    packets: u64,
+    bytes: u64,
+    /// Seconds since it was added.
+    duration_s: f64,
+    /// Seconds; 0: never.
+    idle_timeout_s: u16,
+    hard_timeout_s: u16,
+}
+
+impl Row {
+    fn new(rule: &Rule, names: &Names, now: Instant) -> Row {
+        let spec = &rule.spec;
+        Row {
+            table: spec.table,
+            priority: spec.priority,
+            cookie: spec.cookie,
+            r#match: format_rule_match(&spec.matching, names),
+            actions: format_rule_actions(&spec.actions, names),
+            packets: rule.stats.packets(),
+            bytes: rule.stats.bytes(),
+            duration_s: now.saturating_duration_since(rule.stats.created()).as_secs_f64(),
+            idle_timeout_s: spec.idle_timeout,
+            hard_timeout_s: spec.hard_timeout,
+        }
+    }
+}
 
 /// Replaces all rules by those of the file at `path`.
 ///

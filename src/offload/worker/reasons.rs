@@ -7,6 +7,7 @@ use std::time::Instant;
 use super::{PROBE, Worker, answer};
 use crate::flow::PortNo;
 use crate::offload::backend::PutError;
+use crate::offload::events::EventKind;
 use crate::offload::report::Request;
 use crate::offload::state::{Level, Standing, since};
 use crate::offload::table::{Rule, RuleId};
@@ -49,7 +50,11 @@ impl Worker {
             rule.ticket = Some(self.waiting.add(rule.pace.rate, id));
         }
         self.timers.extend(trouble.next.map(|due| Reverse((due, id))));
+        let is_news = trouble.attempts == 1;
         self.set_trouble(id, Some(StdArc::new(trouble)));
+        if is_news {
+            self.tell(id, EventKind::Refused, None);
+        }
         self.show_trouble(id);
     }
 

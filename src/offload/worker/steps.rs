@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use super::{Leaving, Worker, answer};
 use crate::offload::backend::{DeleteError, Done, Install, PutError};
+use crate::offload::events::{Event, EventKind, EventRule};
 use crate::offload::mark::MarkLease;
 use crate::offload::report::Request;
-use crate::offload::state::{FlowStats, OffloadCell, Standing, Wants, since};
+use crate::offload::state::{FlowStats, Level, OffloadCell, Standing, Wants, since};
 use crate::offload::table::{InDevice, Owners, Rule, RuleId};
 use crate::offload::trouble::{Reason, Trouble};
 use crate::sync::Arc;
@@ -57,6 +58,8 @@ impl Worker {
                 if let Some(rule) = self.rules.get_mut(id) {
                     rule.retry = false;
                 }
+                let kind = if done.level == Level::Full { EventKind::Offloaded } else { EventKind::Installed };
+                self.tell(id, kind, None);
                 // Another look: an owner may have died or changed its mind meanwhile.
                 false
             }
@@ -93,8 +96,10 @@ impl Worker {
         self.count_has(id, false);
         let Some(rule) = self.rules.get_mut(id) else { return false };
         rule.retry = false;
+        let mut risen = false;
         let replaced = match (result, rule.has.as_mut()) {
             (Ok(done), Some(has)) => {
+                risen = done.level == Level::Full && has.level == Level::Mark;
                 has.level = done.level;
                 has.short = done.short.or(able.short);
                 has.actions = wants.actions.clone();
@@ -109,6 +114,9 @@ impl Worker {
         self.count_has(id, true);
         match replaced {
             Ok(replaced) => {
+                if risen {
+                    self.tell(id, EventKind::Offloaded, None);
+                }
                 self.set_trouble(id, None);
                 // It may be out of date again already; then the flow stands in a lane, and will be looked at.
                 replaced
@@ -152,6 +160,7 @@ impl Worker {
 
     /// The device has no such rule any more: its mark leaves.
     pub(super) fn forgotten(&mut self, id: RuleId) {
+        self.tell_retired(id);
         self.count_has(id, false);
         let Some(has) = self.rules.set_has(id, None) else { return };
         let mut unbinding = Owners::new();
@@ -172,6 +181,37 @@ impl Worker {
         if let Some(port) = self.rules.get(id).and_then(Rule::in_port) {
             self.detach(port);
         }
+    }
+
+    /// Says that a rule is about to be forgotten, and why.
+    fn tell_retired(&self, id: RuleId) {
+        let Some((rule, has)) = self.rules.get(id).and_then(|rule| Some((rule, rule.has.as_ref()?))) else { return };
+        let (kind, why) = match rule {
+            rule if rule.evicted => (EventKind::Evicted, "a busier flow needs the room"),
+            rule if rule.living().next().is_none() => (EventKind::Retired, "the flow is gone"),
+            _ if has.flush < self.flush => (EventKind::Retired, "the device was flushed"),
+            rule if rule.condemned => (EventKind::Retired, "it was out of date, or the device was reset"),
+            _ if !self.enabled => (EventKind::Retired, "offload is off"),
+            _ => (EventKind::Retired, "it is not wanted in the device any more"),
+        };
+        self.tell(id, kind, Some(why));
+    }
+
+    /// Notes what happened to a rule.
+    pub(super) fn tell(&self, id: RuleId, kind: EventKind, why: Option<&'static str>) {
+        let Some(rule) = self.rules.get(id) else { return };
+        let Some(owner) = rule.owners.first() else { return };
+        let reason = rule.trouble.as_ref().filter(|_| kind == EventKind::Refused).map(|trouble| trouble.why);
+        let has = rule.has.as_ref();
+        let told = EventRule {
+            ufid: owner.ufid(),
+            matching: rule.matching,
+            mark: has.map(|has| has.lease.mark().0.get()),
+            level: has.map(|has| has.level),
+            reason,
+            why,
+        };
+        self.crew.events.push(Event { at: self.device.clock(), kind, worker: self.id, rule: Some(told) });
     }
 
     /// Puts a mark into quarantine until the receive queues of the rule's ports have turned over.
@@ -224,6 +264,8 @@ impl Worker {
     /// their marks, so all that the table says is there must go before a mark may.
     pub(super) fn start_over(&mut self) {
         self.tally.resets += 1;
+        let (at, worker) = (self.device.clock(), self.id);
+        self.crew.events.push(Event { at, kind: EventKind::Reset, worker, rule: None });
         if self.device.flush(&self.rules.handles()) {
             return self.forget_all();
         }

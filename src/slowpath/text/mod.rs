@@ -108,6 +108,18 @@ pub fn format_rule_with_stats(rule: &RuleSpec, stats: &RuleStats, ports: &dyn Po
     out
 }
 
+/// A rule's match alone, without its priority; empty if it matches everything.
+pub fn format_rule_match(matching: &Match, ports: &dyn PortNames) -> String {
+    matching::format(matching, ports).join(",")
+}
+
+/// A rule's actions alone.
+pub fn format_rule_actions(actions: &[RuleAction], ports: &dyn PortNames) -> String {
+    let mut out = String::new();
+    actions::format(actions, ports, &mut out);
+    out.split_off("actions=".len())
+}
+
 fn timeouts(rule: &RuleSpec, separator: &str, out: &mut String) {
     for (name, seconds) in [("idle_timeout", rule.idle_timeout), ("hard_timeout", rule.hard_timeout)] {
         if seconds != 0 {

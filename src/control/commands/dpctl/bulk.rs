@@ -71,9 +71,8 @@ pub(super) fn is_file(args: &[String]) -> bool {
 
 fn carry_out(daemon: &Daemon, path: &Path, verb: Verb, progress: &Arc<Progress>) -> Result<Done> {
     let text = read_file(path)?;
-    let at = |line: usize, error: &dyn std::fmt::Display| {
-        CommandError::new(format!("{}:{line}: {error}", path.display()))
-    };
+    let at =
+        |line: usize, error: &dyn std::fmt::Display| CommandError::new(format!("{}:{line}: {error}", path.display()));
     // Each line counts twice: once understood, once carried out.
     progress.total.store(2 * text.lines().count() as u64, Ordering::Relaxed);
     let lines = parse(&text, verb, &daemon.switch.names(), progress).map_err(|(line, error)| at(line, &error))?;

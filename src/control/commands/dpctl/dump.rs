@@ -20,8 +20,7 @@ use crate::flow::Match;
 use crate::offload::{Level, Standing};
 use crate::slowpath::text::parse_match;
 
-pub(super) const USAGE: &str =
-    "[-m] [--names|--no-names] [DP] [filter=MATCH] [type=TYPE[,TYPE]...] [pmd=POLLER]";
+pub(super) const USAGE: &str = "[-m] [--names|--no-names] [DP] [filter=MATCH] [type=TYPE[,TYPE]...] [pmd=POLLER]";
 
 /// Which flows to show, and how.
 pub(in crate::control::commands) struct Dump {
@@ -167,10 +166,7 @@ fn types(list: &str) -> Result<Vec<Type>> {
     let named = |name: &str| TYPES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
     let unknown = |name: &str| {
         let known: Vec<&str> = TYPES.iter().map(|(name, _)| *name).collect();
-        CommandError::new(format!(
-            "Failed to parse type ({name}) (Invalid argument); there are {}",
-            known.join(", ")
-        ))
+        CommandError::new(format!("Failed to parse type ({name}) (Invalid argument); there are {}", known.join(", ")))
     };
     list.split(',').map(|name| named(name).ok_or_else(|| unknown(name))).collect()
 }
@@ -179,7 +175,9 @@ fn poller(daemon: &Daemon, text: &str) -> Result<usize> {
     let pollers = daemon.switch.pollers();
     text.parse().ok().filter(|poller| *poller < pollers).ok_or_else(|| {
         let last = pollers.saturating_sub(1);
-        CommandError::new(format!("pmd={text}: {DATAPATH} has the pollers 0 to {last}; its main thread forwards nothing"))
+        CommandError::new(format!(
+            "pmd={text}: {DATAPATH} has the pollers 0 to {last}; its main thread forwards nothing"
+        ))
     })
 }
 

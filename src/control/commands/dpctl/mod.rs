@@ -98,9 +98,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
                Lines of dpctl/dump-flows are understood, too. A file with a mistake changes nothing.",
         args: 1..=2,
         right: Right::Write,
-        run: |daemon, args| {
-            Box::pin(async move { bulk::run(&daemon, args, Verb::Add, "dpctl/add-flows [DP] FILE") })
-        },
+        run: |daemon, args| Box::pin(async move { bulk::run(&daemon, args, Verb::Add, "dpctl/add-flows [DP] FILE") }),
     },
     Command {
         name: "dpctl/mod-flows",

@@ -30,10 +30,7 @@ pub(super) fn receive(daemon: &Daemon, args: Vec<String>) -> Result<Answer> {
             args.next();
             let text = args.next().unwrap_or_default();
             len = text.parse().ok().filter(|len| *len <= MAX_FRAME).ok_or_else(|| {
-                CommandError::new(format!(
-                    "--len {text:?}: expected a number of bytes up to {}",
-                    MAX_FRAME
-                ))
+                CommandError::new(format!("--len {text:?}: expected a number of bytes up to {}", MAX_FRAME))
             })?;
         }
         frames.push(frame(&packet, len, number, &names)?);
