@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::control::access::{Access, Holders, NobodyError};
+use crate::control::scrape::{Address, AddressError};
 use crate::control::server::Limits;
 use crate::offload::Wanted;
 use crate::offload::crew::WORKERS;
@@ -76,6 +77,8 @@ pub struct RawConfig {
     #[serde(default)]
     control: RawControl,
     #[serde(default)]
+    metrics: RawMetrics,
+    #[serde(default)]
     datapath: RawDatapath,
     #[serde(default)]
     slowpath: RawSlowpath,
@@ -95,6 +98,12 @@ struct RawControl {
     output_bytes: Option<usize>,
     batch: Option<usize>,
     idle: Option<String>,
+}
+
+#[derive(serde::Deserialize, Clone, Debug, Default)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct RawMetrics {
+    listen: Option<String>,
 }
 
 #[derive(serde::Deserialize, Clone, Debug, Default)]
@@ -144,6 +153,8 @@ pub struct Config {
     pub control_group: String,
     pub access: Access,
     pub control_limits: Limits,
+    /// Where metrics are to be had over HTTP; `None`: nowhere.
+    pub metrics: Option<Address>,
     /// Log levels as `vlog/set` takes them, in order.
     pub log: Vec<String>,
     pub log_file: Option<PathBuf>,
@@ -188,6 +199,8 @@ pub enum ConfigError {
     Syntax { path: PathBuf, what: String },
     #[error("{key}: {what}")]
     Value { key: &'static str, what: String },
+    #[error("metrics.listen: {0}")]
+    Listen(#[from] AddressError),
     #[error("{key}: {source}")]
     Nobody { key: &'static str, source: NobodyError },
     #[error(transparent)]
@@ -246,7 +259,7 @@ impl Config {
 
     /// `given`: the ports of the command line.
     fn resolve(raw: RawConfig, args: &Args, given: Vec<PortSpec>) -> Result<Config, ConfigError> {
-        let RawConfig { control, datapath, slowpath, offload, .. } = raw;
+        let RawConfig { control, metrics, datapath, slowpath, offload, .. } = raw;
         let mut ports = parse_ports(&datapath.ports.unwrap_or_default())?;
         ports.extend(given);
         if args.demo && ports.is_empty() {
@@ -277,6 +290,7 @@ impl Config {
                     idle: duration("control.idle", control.idle, idle)?,
                 }
             },
+            metrics: metrics.listen.map(|text| text.parse()).transpose()?,
             log: raw.log.unwrap_or_default(),
             log_file: args.log_file.clone().or(raw.log_file),
             duration: args.duration,
@@ -390,6 +404,7 @@ impl Config {
             ("control.output-bytes", Some(json!(limits.output)), false),
             ("control.batch", Some(json!(limits.batch)), false),
             ("control.idle", Some(time(limits.idle)), false),
+            ("metrics.listen", self.metrics.as_ref().map(|address| json!(address.to_string())), false),
             ("datapath.ports", Some(json!(ports)), !args.ports.is_empty()),
             ("datapath.pollers", Some(json!(self.pollers.map_or(0, NonZeroUsize::get))), false),
             ("datapath.cpus", Some(json!(self.cpus)), false),
@@ -535,6 +550,7 @@ mod tests {
             "output-bytes",
             "batch",
             "idle",
+            "listen",
             "ports",
             "pollers",
             "cpus",

@@ -32,6 +32,8 @@ use crate::clock;
 use crate::config::{Args, Config, Rules, Shown, Source};
 use crate::control::access::group;
 use crate::control::commands;
+use crate::control::scrape::Scrape;
+use crate::control::server::Served;
 use crate::control::{Access, Endpoint, Pidfile, Registry, Server};
 use crate::datapath::balance::Move;
 use crate::datapath::counters::PollerCounters;
@@ -48,7 +50,7 @@ use crate::offload::{Offload, OffloadConfig, ResumeError};
 use crate::port::PortSpec;
 use crate::slowpath::{Options, Slowpath};
 use crate::telemetry::coverage::{self, Coverage, Reading};
-use crate::telemetry::{log as logging, process};
+use crate::telemetry::{log as logging, metrics, process};
 
 /// How often timers run: rule timeouts, station ageing, ports' MTUs.
 const TICK: Duration = Duration::from_secs(1);
@@ -71,6 +73,9 @@ pub struct Daemon {
     stop: AtomicBool,
     wake: Arc<dyn Fn() + Send + Sync>,
     history: Mutex<History>,
+    pub started: Instant,
+    /// What the control socket has served.
+    pub served: Arc<Served>,
 }
 
 /// What reading the configuration again came to.
@@ -112,11 +117,18 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
     let reports = Reports { channel: reports, wake: Arc::clone(&wake) };
     let access = endpoint.access();
     access.store(Arc::new(config.access.clone()));
-    let daemon = Arc::new(Daemon::build(config.clone(), args, access, reports, wake)?);
+    let daemon = Arc::new(Daemon::build(config.clone(), args, (access, endpoint.served()), reports, wake)?);
     if let Err(error) = daemon.furnish(&config) {
         daemon.take_down();
         return Err(error);
     }
+    let scrape = match serve_metrics(&config, &daemon) {
+        Ok(scrape) => scrape,
+        Err(error) => {
+            daemon.take_down();
+            return Err(error);
+        }
+    };
     let result = {
         let mut registry = Registry::new(VERSION);
         commands::register(&mut registry, &daemon);
@@ -125,9 +137,19 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
         daemon.live(&mut server, &incoming)
         // The server goes here: no command sees the house half taken down.
     };
+    drop(scrape);
     let removed = daemon.take_down();
     log::info!(target: "daemon", "stopped; {removed} rules removed from the device");
     result
+}
+
+/// Metrics over HTTP, if somebody wants them.
+fn serve_metrics(config: &Config, daemon: &Arc<Daemon>) -> anyhow::Result<Option<Scrape>> {
+    let Some(address) = &config.metrics else { return Ok(None) };
+    let daemon = Arc::clone(daemon);
+    let page = move || metrics::text(&commands::metrics::collect(&daemon));
+    let scrape = Scrape::start(address, Box::new(page));
+    scrape.map(Some).with_context(|| format!("cannot serve metrics on {address}"))
 }
 
 /// Socket and pidfile, before anything else: a second daemon finds out before it touches anything.
@@ -153,7 +175,7 @@ impl Daemon {
     fn build(
         config: Config,
         args: Args,
-        access: Arc<ArcSwap<Access>>,
+        (access, served): (Arc<ArcSwap<Access>>, Arc<Served>),
         reports: Reports,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> anyhow::Result<Daemon> {
@@ -188,6 +210,8 @@ impl Daemon {
             stop: AtomicBool::new(false),
             wake,
             history: Mutex::default(),
+            started: Instant::now(),
+            served,
         })
     }
 
@@ -576,6 +600,7 @@ fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let differs = [
         ("unixctl", old.unixctl != new.unixctl),
         ("pidfile", old.pidfile != new.pidfile),
+        ("metrics.listen", old.metrics != new.metrics),
         ("log-file", old.log_file != new.log_file),
         ("control.group", old.control_group != new.control_group),
         ("control.connections", old.control_limits.connections != new.control_limits.connections),

@@ -15,6 +15,7 @@
 //! - [`registry`]: what commands there are; the one table behind dispatch, `list-commands` and `help`
 //! - [`answer`]: what a command says, as text and as JSON
 //! - [`commands`]: commands, by what they are about
+//! - [`scrape`]: metrics over HTTP, on a thread of its own
 //! - [`pidfile`]: tells the world which process the daemon is
 //!
 //! All of it runs on one thread. A handler that has to ask another thread returns a future, and whoever completes it wakes the
@@ -26,6 +27,7 @@ pub mod commands;
 mod exchange;
 pub mod pidfile;
 pub mod registry;
+pub mod scrape;
 pub mod server;
 mod session;
 

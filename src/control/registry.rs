@@ -43,6 +43,7 @@ use serde_json::{Value, json};
 pub use super::access::Right;
 use super::access::{Access, Credentials};
 use super::answer::{Answer, CommandError, Format, Part, Progress, Rendered, ended, one_line};
+use super::server::Served;
 
 /// A command, as its part of the daemon declares it.
 pub struct Command<C: 'static> {
@@ -91,6 +92,7 @@ pub struct Registry {
 pub(super) struct Peer {
     credentials: Credentials,
     access: Arc<ArcSwap<Access>>,
+    served: Arc<Served>,
     wants_json: AtomicBool,
     wants_progress: AtomicBool,
     /// Where a command leaves an answer that is more than a value. Calls of one client come one after the other, so there is one place.
@@ -98,9 +100,9 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(credentials: Credentials, access: Arc<ArcSwap<Access>>) -> Peer {
+    pub(super) fn new(credentials: Credentials, access: Arc<ArcSwap<Access>>, served: Arc<Served>) -> Peer {
         let (wants_json, wants_progress) = Default::default();
-        Peer { credentials, access, wants_json, wants_progress, longer: Mutex::default() }
+        Peer { credentials, access, served, wants_json, wants_progress, longer: Mutex::default() }
     }
 
     /// Whether it is to be told how far a long command is.
@@ -226,7 +228,16 @@ impl Dispatch {
                 let message = if peer.format() == Format::Text { ended(message) } else { message };
                 Err(Failure { code, message })
             };
-            match output.await {
+            let output = output.await;
+            let count = match &output {
+                Some(Output::Success(_)) => &peer.served.done,
+                Some(Output::Failure(failure)) if failure.error.code.code() == modern::NOT_ALLOWED => {
+                    &peer.served.refused
+                }
+                _ => &peer.served.failed,
+            };
+            count.fetch_add(1, Ordering::Relaxed);
+            match output {
                 Some(Output::Success(success)) => Ok(peer.longer().take().unwrap_or(Said::Whole(success.result))),
                 Some(Output::Failure(failure)) if failure.error.code == ErrorCode::MethodNotFound => {
                     failed(modern::METHOD_NOT_FOUND, unknown)

@@ -16,6 +16,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Wake, Waker};
 use std::time::{Duration, Instant};
@@ -68,6 +69,18 @@ impl Default for Limits {
     }
 }
 
+/// What clients asked for so far, and what came of it.
+#[derive(Debug, Default)]
+pub struct Served {
+    pub accepted: AtomicU64,
+    pub turned_away: AtomicU64,
+    /// Commands that did what was asked.
+    pub done: AtomicU64,
+    pub failed: AtomicU64,
+    /// To clients who may not.
+    pub refused: AtomicU64,
+}
+
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
@@ -89,6 +102,7 @@ pub struct Endpoint {
     doorbell: Arc<Doorbell>,
     limits: Limits,
     access: Arc<ArcSwap<Access>>,
+    served: Arc<Served>,
     file: SocketFile,
 }
 
@@ -109,7 +123,16 @@ impl Endpoint {
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE).map_err(BindError::Poll)?;
         let waker = mio::Waker::new(poll.registry(), DOORBELL).map_err(BindError::Poll)?;
         let doorbell = Arc::new(Doorbell { waker, rung: Mutex::default() });
-        Ok(Endpoint { poll, listener, signals: None, doorbell, limits, access: Arc::default(), file })
+        Ok(Endpoint {
+            poll,
+            listener,
+            signals: None,
+            doorbell,
+            limits,
+            access: Arc::default(),
+            served: Arc::default(),
+            file,
+        })
     }
 
     /// Turns SIGTERM, SIGINT and SIGHUP into [`Turn`]s from now on, for the whole process.
@@ -128,6 +151,11 @@ impl Endpoint {
     /// Who may do what; what is stored there holds from then on, for those who are connected as well.
     pub fn access(&self) -> Arc<ArcSwap<Access>> {
         Arc::clone(&self.access)
+    }
+
+    /// What clients asked for so far.
+    pub fn served(&self) -> Arc<Served> {
+        Arc::clone(&self.served)
     }
 
     /// Serves these commands.
@@ -234,7 +262,10 @@ impl Server {
         for _ in 0..self.endpoint.limits.connections {
             match self.endpoint.listener.accept() {
                 Ok((stream, _)) => match self.open(stream, now) {
-                    Ok(number) => ready.extend(number),
+                    Ok(Some(number)) => ready.push(number),
+                    Ok(None) => {
+                        self.endpoint.served.turned_away.fetch_add(1, Ordering::Relaxed);
+                    }
                     Err(error) => log::warn!(target: "control", "cannot serve a connection: {error}"),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -264,10 +295,17 @@ impl Server {
         }
         let number = self.next_session;
         let waker = Waker::from(Arc::new(Ring { doorbell: self.endpoint.doorbell.clone(), session: number }));
-        let mut session = Session::new(stream, Peer::new(credentials, self.endpoint.access()), limits, waker, now);
+        let mut session = Session::new(
+            stream,
+            Peer::new(credentials, self.endpoint.access(), self.endpoint.served()),
+            limits,
+            waker,
+            now,
+        );
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.endpoint.poll.registry().register(session.source(), Token(number), interest)?;
         self.next_session += 1;
+        self.endpoint.served.accepted.fetch_add(1, Ordering::Relaxed);
         self.sessions.insert(number, session);
         Ok(Some(number))
     }

@@ -55,6 +55,7 @@ use futures_channel::oneshot;
 use crate::flow::PortNo;
 use crate::port::{PortInfo, RxProgress};
 use crate::sync::Arc;
+use crate::telemetry::spread::Spread;
 
 pub use agent::Agent;
 pub use report::{MarkPage, MarkRow, Snapshot};
@@ -437,6 +438,13 @@ impl Offload {
             pages.push(answer.await?);
         }
         Ok(MarkPage::merge(pages, limit))
+    }
+
+    /// Each worker's times, from request to outcome by what was asked, and in the device.
+    pub fn spreads(&self) -> Vec<[(&'static str, Spread); 4]> {
+        let Some(path) = &self.path else { return Vec::new() };
+        let staff = path.staff();
+        staff.crew.posts.iter().take(staff.hired).map(|post| post.report().times.spreads()).collect()
     }
 
     /// Lets every worker look again at what is due: the clock was turned.

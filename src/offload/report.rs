@@ -14,6 +14,7 @@ use super::settings::Wanted;
 use super::state::Level;
 use super::trouble::Reason;
 use crate::flow::{Match, PortNo, Ufid};
+use crate::telemetry::spread::Spread;
 
 /// Everything there is to say about the offload path at one moment.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -309,6 +310,19 @@ impl Times {
             modify: percentiles(&self.modify),
             delete: percentiles(&self.delete),
         }
+    }
+
+    /// Each histogram with its name, with few bounds.
+    pub fn spreads(&self) -> [(&'static str, Spread); 4] {
+        let spread = |histogram: &Histogram<u64>| {
+            let mut spread = Spread::default();
+            for recorded in histogram.iter_recorded() {
+                spread.add(recorded.value_iterated_to(), recorded.count_at_value());
+            }
+            spread
+        };
+        [("put", &self.put), ("modify", &self.modify), ("delete", &self.delete), ("device", &self.device)]
+            .map(|(name, histogram)| (name, spread(histogram)))
     }
 
     pub fn device_time(&self) -> Percentiles {

@@ -4,6 +4,7 @@
 //! thirty-second of the values in it. All times up to 68 s take 1,024 counts, 8 KiB.
 
 use super::Counter;
+use super::spread::Spread;
 
 /// Buckets to a power of two, as a power of two.
 const FINE_BITS: u32 = 5;
@@ -64,6 +65,14 @@ impl Histogram {
             passed >= rank
         });
         found.map_or(0, |bucket| upper(bucket).min(self.max()))
+    }
+
+    /// The same with few bounds.
+    pub fn spread(&self) -> Spread {
+        let mut spread = Spread::default();
+        let counted = self.buckets.iter().map(Counter::get).enumerate().filter(|(_, count)| *count > 0);
+        counted.for_each(|(bucket, count)| spread.add(upper(bucket), count));
+        spread
     }
 
     /// Counts all that `other` has counted, too.

@@ -116,7 +116,8 @@ fn vlan(text: &str) -> Result<u16> {
 
 fn mac(text: &str) -> Result<u64> {
     let parts: Vec<_> = text.split(':').collect();
-    let byte = |part: &&str| (1..=2).contains(&part.len()).then(|| u8::from_str_radix(part, 16).ok()).flatten();
+    let is_hex = |part: &str| (1..=2).contains(&part.len()) && part.chars().all(|c| c.is_ascii_hexdigit());
+    let byte = |part: &&str| is_hex(part).then(|| u8::from_str_radix(part, 16).ok()).flatten();
     let bytes: Option<Vec<u8>> = parts.iter().map(byte).collect();
     let bytes = bytes.filter(|bytes| bytes.len() == 6 && bytes[0] & 1 == 0);
     let bytes = bytes.ok_or_else(|| {

@@ -5,7 +5,8 @@
 //!   `flush`: how it goes; `top`: the busiest flows
 //! - [`rule`]: rules; `trace`: what they would make of a packet; `fdb`: stations
 //! - [`poller`]: what pollers did; `upcall`: what rules made them install, and the sweeps over that
-//! - [`process`]: the daemon itself; `config`: its configuration; `coverage`: how much of everything, and how often what happened
+//! - [`process`]: the daemon itself; `config`: its configuration; `coverage`, `metrics`: how much of everything, and
+//!   how often what happened
 //! - `time`: the clock, for tests
 //! - [`sim`]: what is made to go wrong with a simulated device
 //! - [`vlog`]: its log
@@ -18,6 +19,7 @@ mod events;
 mod explain;
 mod fdb;
 mod flush;
+pub mod metrics;
 pub mod offload;
 pub mod poller;
 pub mod process;
@@ -57,6 +59,7 @@ pub fn register(registry: &mut Registry, daemon: &Arc<Daemon>) {
         dpctl::COMMANDS,
         dpif::COMMANDS,
         fdb::COMMANDS,
+        metrics::COMMANDS,
         offload::COMMANDS,
         poller::COMMANDS,
         process::COMMANDS,

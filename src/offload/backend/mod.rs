@@ -328,6 +328,23 @@ impl Fence {
     }
 }
 
+impl PortCounts {
+    /// Each count with its name.
+    pub fn list(&self) -> [(&'static str, u64); 8] {
+        let PortCounts { hits, full, full_bytes, aborted, misses, busy, sent, lost } = *self;
+        [
+            ("marked", hits),
+            ("full", full),
+            ("full_bytes", full_bytes),
+            ("aborted", aborted),
+            ("missed", misses),
+            ("busy", busy),
+            ("sent", sent),
+            ("lost", lost),
+        ]
+    }
+}
+
 /// What a device did with a port's packets. Each that came from there is in one of `hits`, `full`, `misses` and `busy`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct PortCounts {
