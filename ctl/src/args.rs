@@ -15,6 +15,12 @@ use clap::{Parser, Subcommand, ValueEnum};
     after_help = "\
 Options come before COMMAND; what follows it goes to the server as it is.
 
+Commands of offloadctl itself:
+  help [COMMAND]                        what the server's commands do; also COMMAND --help
+  top [--interval SECS] [--once]        a live screen of what the switch does
+  events [--json] [--backlog]           what happens to flows in the device, as it happens
+  completions bash|zsh|fish             a script that completes commands in that shell
+
 Examples:
   offloadctl list-commands              what the daemon can do
   offloadctl dpif/offload-show          the offload queue, marks in use, latency
@@ -42,13 +48,28 @@ pub struct Args {
     )]
     pub timeout: u32,
 
-    /// How the answer is to look
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
+    /// How the answer is to look [default: text; on a terminal, a table where the answer is rows]
+    #[arg(short, long, value_enum)]
+    pub format: Option<Format>,
 
     /// Indent JSON for people to read; only with --format json
     #[arg(long)]
     pub pretty: bool,
+
+    /// Colours: when it is a terminal, always, or never
+    #[arg(long, value_enum, default_value_t = Colour::Auto)]
+    pub color: Colour,
+
+    /// Ask again every SECS seconds, and show what changed
+    #[arg(
+        long,
+        value_name = "SECS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "2",
+        value_parser = interval
+    )]
+    pub watch: Option<Duration>,
 
     #[command(subcommand)]
     pub call: Call,
@@ -67,6 +88,24 @@ pub enum Call {
 pub enum Format {
     Text,
     Json,
+    Table,
+}
+
+/// When output is coloured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+/// Seconds between two looks, a tenth to a day.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    match (0.1..=86_400.0).contains(&seconds) {
+        true => Ok(Duration::from_secs_f64(seconds)),
+        false => Err("expected 0.1 to 86400 seconds".to_owned()),
+    }
 }
 
 impl Args {
@@ -91,14 +130,23 @@ mod tests {
         let args = parse("-t x -f json --pretty netdev-dummy/receive p1 00ff --len 64 -t y --help -- -T").unwrap();
         let Call::Verbatim(words) = &args.call;
         assert_eq!(words.join(" "), "netdev-dummy/receive p1 00ff --len 64 -t y --help -- -T");
-        assert_eq!((args.target.as_deref(), args.format, args.pretty), (Some("x"), Format::Json, true));
+        assert_eq!((args.target.as_deref(), args.format, args.pretty), (Some("x"), Some(Format::Json), true));
         let Call::Verbatim(words) = parse("help me").unwrap().call;
         assert_eq!(words, ["help", "me"]);
     }
 
     #[test]
     fn what_comes_before_the_command_must_be_ours() {
-        for line in ["", "-t x", "--bogus version", "-f xml version", "-T soon version", "-T -1 version"] {
+        for line in [
+            "",
+            "-t x",
+            "--bogus version",
+            "-f xml version",
+            "-T soon version",
+            "-T -1 version",
+            "--watch=0 version",
+            "--color red version",
+        ] {
             let error = parse(line).unwrap_err();
             assert!(error.use_stderr(), "{line}: {error}");
         }

@@ -45,7 +45,7 @@ pub enum ClientError {
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => " (is the daemon running?)",
-        io::ErrorKind::PermissionDenied => " (the socket is for the daemon's user only)",
+        io::ErrorKind::PermissionDenied => " (it is for root, the daemon's user and the members of its group)",
         _ => "",
     }
 }
@@ -60,10 +60,25 @@ impl Client {
         }
     }
 
+    /// From now on, calls are given up at `deadline`.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline = Some(deadline);
+    }
+
     /// Calls `method` and waits for its result: text, or what JSON value the server answers.
     ///
     /// After an error other than [`ClientError::Server`] the connection is of no more use.
     pub fn call(&mut self, method: &str, args: &[String]) -> Result<Value, ClientError> {
+        self.call_and_watch(method, args, &mut |_, _| ())
+    }
+
+    /// The same; `progress` is told how much is done, and of how much, where the server says so (`set-options --progress`).
+    pub fn call_and_watch(
+        &mut self,
+        method: &str,
+        args: &[String],
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Value, ClientError> {
         let request = Request::new(self.next_id, method, args);
         self.next_id += 1;
         self.send(&request.encode())?;
@@ -75,7 +90,12 @@ impl Client {
                         other => ClientError::Server(other.to_string()),
                     });
                 }
-                // A notification, or an answer to something else: not for us.
+                Message::Notification { method, params } if method == "progress" => {
+                    if let [done, total] = params.as_slice() {
+                        progress(done.as_u64().unwrap_or(0), total.as_u64().unwrap_or(0));
+                    }
+                }
+                // Another notification, or an answer to something else: not for us.
                 _ => continue,
             }
         }

@@ -10,6 +10,8 @@
 //! - [`rundir`]: where a daemon leaves its pidfile and socket, and how a name leads there
 //! - [`client`]: one connection, one call at a time, with a deadline
 //! - [`args`]: the command line; [`run`] is the whole program, short of the process around it
+//! - [`surroundings`]: terminals, colours and time; `table`, `style`, `progress`, `watch`: how answers look in them
+//! - `help`, `suggest`, `completions`: what can be asked; `events`, [`top`]: what can be watched
 //!
 //! The protocol is Open vSwitch's "unixctl": JSON-RPC 1.0 objects on a unix stream socket with nothing between them.
 //! So this crate talks to Open vSwitch's daemons as well, and the daemon uses its types to talk to Open vSwitch's clients.
@@ -17,11 +19,21 @@
 
 pub mod args;
 pub mod client;
+mod completions;
+mod events;
 pub mod frames;
+mod help;
+mod progress;
 pub mod protocol;
-pub mod rundir;
-
 mod run;
+pub mod rundir;
+mod style;
+mod suggest;
+pub mod surroundings;
+mod table;
+#[cfg(feature = "top")]
+pub mod top;
+mod watch;
 
 pub use client::{Client, ClientError};
-pub use run::{Exit, run};
+pub use run::{Exit, run, run_in};

@@ -1,9 +1,12 @@
-//! The program `offloadctl`: [`offloadctl::run`] on this process's arguments and streams.
+//! The program `offloadctl`: [`offloadctl::run_in`] on this process's arguments, streams and surroundings.
 #![forbid(unsafe_code)]
 
 use std::io;
 use std::process::ExitCode;
 
+use offloadctl::surroundings::Surroundings;
+
 fn main() -> ExitCode {
-    offloadctl::run(std::env::args_os(), &mut io::stdout().lock(), &mut io::stderr().lock()).into()
+    let around = Surroundings::of_process();
+    offloadctl::run_in(std::env::args_os(), around, &mut io::stdout().lock(), &mut io::stderr().lock()).into()
 }
