@@ -9,8 +9,10 @@ pub fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str> + Clone)
     }
     // A third of the letters, and one, may be wrong.
     let most = word.chars().count() / 3 + 1;
+    let last = |name: &'a str| name.rsplit_once('/').map_or(name, |(_, last)| last);
+    let nearer = |name: &'a str| distance(word, name).min(distance(word, last(name)));
     let distances: Vec<(usize, &str)> =
-        names.into_iter().map(|name| (distance(word, name), name)).filter(|(distance, _)| *distance <= most).collect();
+        names.into_iter().map(|name| (nearer(name), name)).filter(|(distance, _)| *distance <= most).collect();
     let least = distances.iter().map(|(distance, _)| *distance).min();
     distances.into_iter().filter(|(distance, _)| Some(*distance) == least).map(|(_, name)| name).collect()
 }
@@ -53,6 +55,7 @@ mod tests {
         assert_eq!(nearest("dpctl/dump-flow", NAMES), ["dpctl/dump-flows"]);
         assert_eq!(nearest("dump-flows", NAMES), ["dpctl/dump-flows", "dpif/dump-flows"]);
         assert_eq!(nearest("flow-fulsh", NAMES), ["flow-flush"]);
+        assert_eq!(nearest("dmup-flows", NAMES), ["dpctl/dump-flows", "dpif/dump-flows"]);
         assert_eq!(nearest("nosuch", NAMES), [""; 0]);
     }
 }

@@ -20,7 +20,7 @@ use crate::flow::Match;
 use crate::offload::{Level, Standing};
 use crate::slowpath::text::parse_match;
 
-pub(super) const USAGE: &str = "[-m] [--names|--no-names] [DP] [filter=MATCH] [type=TYPE[,TYPE]...] [pmd=POLLER]";
+pub(super) const USAGE: &str = "[-m] [--names|--no-names] [DP] [filter=MATCH] [type=TYPES] [pmd=POLLER]";
 
 /// Which flows to show, and how.
 pub(in crate::control::commands) struct Dump {
