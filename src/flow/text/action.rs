@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::attribute::{ATTRIBUTES, Attribute, ETH, List, VLAN, format_field};
+use super::language;
 use super::scan::{Scanner, integer, quote};
 use super::value::Masked;
 use super::{PortNames, TextError, printable_name};
@@ -13,35 +14,9 @@ use crate::flow::{Action, Actions, Assign, Header, PortNo, Set};
 const HEADERS: [Header; 7] =
     [Header::Eth, Header::Vlan, Header::Ipv4, Header::Ipv6, Header::Tcp, Header::Udp, Header::Sctp];
 
-/// Actions of Open vSwitch that this datapath has not.
-const FOREIGN: [&str; 22] = [
-    "add_mpls",
-    "check_pkt_len",
-    "clone",
-    "ct",
-    "ct_clear",
-    "dec_ttl",
-    "hash",
-    "lb_output",
-    "meter",
-    "pop_eth",
-    "pop_mpls",
-    "pop_nsh",
-    "psample",
-    "push_eth",
-    "push_mpls",
-    "push_nsh",
-    "recirc",
-    "sample",
-    "tnl_pop",
-    "tnl_push",
-    "trunc",
-    "userspace",
-];
-
 /// Whether `word` begins an action, so that a port of this name goes by its number.
 pub fn is_reserved(word: &str) -> bool {
-    ["drop", "set", "push_vlan", "pop_vlan"].contains(&word) || FOREIGN.contains(&word)
+    language::is_action(word)
 }
 
 pub fn parse(text: &str, ports: &dyn PortNames) -> Result<Actions, TextError> {
@@ -77,7 +52,9 @@ fn action(s: &mut Scanner<'_>, ports: &dyn PortNames) -> Result<Option<Action>, 
         "pop_vlan" => Action::PopVlan,
         "push_vlan" => push_vlan(s, place)?,
         "set" => Action::Set(set(s)?),
-        _ if FOREIGN.contains(&word) => {
+        // An action of the language that this datapath has not.
+        _ if language::is_action(word) => {
+            language::read_action_rest(s, word)?;
             return Err(s.error_at(place, format!("{word}: not supported by this datapath")));
         }
         _ => match integer(word) {

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 
 use super::attribute::{ATTRIBUTES, Attribute, Draft, ETH, List, VLAN, format_field};
+use super::language::{self, Node};
 use super::scan::{Scanner, integer, quote};
 use super::value::{self, Masked};
 use super::{FlowText, PortNames, TextError, printable_name};
@@ -21,21 +22,6 @@ const PCP: [Field; 2] = [Field::Vlan0Pcp, Field::Vlan1Pcp];
 /// Keys that Open vSwitch prints and this datapath has not, where its verbose dumps print them: in front of `in_port`, and behind.
 const FOREIGN_BEFORE: &str = "dp_hash(0/0),skb_priority(0/0)";
 const FOREIGN_BEHIND: &str = "skb_mark(0/0),ct_state(0/0),ct_zone(0/0),ct_mark(0/0),ct_label(0/0)";
-
-/// All keys of Open vSwitch that this datapath has not.
-const FOREIGN: [&str; 11] = [
-    "dp_hash",
-    "skb_priority",
-    "skb_mark",
-    "ct_state",
-    "ct_zone",
-    "ct_mark",
-    "ct_label",
-    "ct_tuple4",
-    "ct_tuple6",
-    "tunnel",
-    "nsh",
-];
 
 /// What a match says of a tag.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -285,8 +271,7 @@ impl<'a> Reader<'a> {
             level.following.push((place, attribute));
             return self.fields(attribute);
         }
-        let known = ["recirc_id", "in_port", "packet_type", "eth"].contains(&name) || FOREIGN.contains(&name);
-        if !known {
+        if !language::is_key(name) {
             return Err(self.s.error_at(place, format!("unknown key {}", quote(name))));
         }
         if depth > 0 {
@@ -300,9 +285,10 @@ impl<'a> Reader<'a> {
                 let masked = self.single(Field::RecircId, name)?;
                 self.draft.set(Field::RecircId, masked);
             }
+            // A key of the language that this datapath has not.
             _ => {
-                let body = self.s.body()?;
-                if !is_wildcard(body) {
+                let body = language::read_key_body(&mut self.s, name)?;
+                if !(Node { name: name.to_owned(), body }).is_wildcard() {
                     return Err(self.s.error_at(place, format!("{name}: not supported by this datapath")));
                 }
             }
@@ -457,13 +443,6 @@ impl<'a> Reader<'a> {
 fn is_tag_type(eth_type: Masked) -> bool {
     let tags = [eth_type::VLAN, eth_type::QINQ];
     eth_type.mask == Field::EthType.full() && tags.iter().any(|t| u128::from(*t) == eth_type.value)
-}
-
-/// Whether all of an unknown attribute's masks are zero.
-fn is_wildcard(body: &str) -> bool {
-    items(body).all(|item| {
-        item.rsplit_once('/').is_some_and(|(_, mask)| !mask.is_empty() && mask.chars().all(|c| "0x.:".contains(c)))
-    })
 }
 
 fn items(body: &str) -> impl Iterator<Item = &str> {

@@ -42,6 +42,7 @@
 mod action;
 mod attribute;
 mod key;
+pub mod language;
 mod scan;
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 use super::TextError;
 
 /// A text and how far it has been read. Never splits a character.
+#[derive(Clone)]
 pub struct Scanner<'a> {
     text: &'a str,
     at: usize,
@@ -47,7 +48,7 @@ impl<'a> Scanner<'a> {
 
     /// The characters up to a separator or one of `()=/`; maybe none.
     pub fn word(&mut self) -> &'a str {
-        self.take_while(|c| !is_separator(c) && !"()=/".contains(c))
+        self.take_while(|c| !is_separator(c) && !"(){}=/".contains(c))
     }
 
     /// Everything up to the closing parenthesis of a body without inner parentheses, which is skipped too.
@@ -57,16 +58,38 @@ impl<'a> Scanner<'a> {
         Ok(body)
     }
 
+    /// The characters of a value: up to a separator, a parenthesis or a brace; maybe none.
+    pub fn value(&mut self) -> &'a str {
+        self.take_while(|c| !is_separator(c) && !"(){}=".contains(c))
+    }
+
+    /// Whether `wanted` comes next.
+    pub fn comes(&self, wanted: &str) -> bool {
+        self.rest().starts_with(wanted)
+    }
+
+    /// Goes back to a place that was passed.
+    pub fn back_to(&mut self, place: usize) {
+        self.at = self.at.min(place);
+    }
+
     /// Whether the body ends here; else skips the separator that must stand between two items of it.
     /// `first`: nothing was read yet, so no separator is needed.
     pub fn at_body_end(&mut self, first: bool) -> Result<bool, TextError> {
+        self.at_list_end(first, ')')
+    }
+
+    /// The same of a list that ends with `end`.
+    pub fn at_list_end(&mut self, first: bool, end: char) -> Result<bool, TextError> {
         let before = self.at;
         self.skip_separators();
-        if self.eat(")") {
+        if self.rest().starts_with(end) {
+            self.at += end.len_utf8();
             return Ok(true);
         }
         if self.is_at_end() || (!first && self.at == before) {
-            return Err(self.error_at(self.at, format!("expected \",\" or \")\", found {}", self.found())));
+            let found = self.found();
+            return Err(self.error_at(self.at, format!("expected \",\" or \"{end}\", found {found}")));
         }
         Ok(false)
     }

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use offloadd::flow::text::{format_actions, format_match, parse_actions, parse_flow};
+use offloadd::flow::text::{format_actions, format_match, language, parse_actions, parse_flow};
 
 fuzz_target!(|text: &str| {
     if let Ok(flow) = parse_flow(text, &()) {
@@ -15,5 +15,13 @@ fuzz_target!(|text: &str| {
     if let Ok(actions) = parse_actions(text, &()) {
         let printed = format_actions(&actions, &());
         assert_eq!(parse_actions(&printed, &()), Ok(actions), "{printed}");
+    }
+    // The whole language, of which the datapath has a part.
+    for parse in [language::parse_keys, language::parse_actions] {
+        if let Ok(nodes) = parse(text) {
+            let printed = language::print(&nodes);
+            assert_eq!(parse(&printed).map(|nodes| language::print(&nodes)), Ok(printed.clone()), "{text}");
+            let _ = language::json(&nodes).to_string();
+        }
     }
 });

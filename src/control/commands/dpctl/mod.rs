@@ -5,8 +5,10 @@
 //! - [`edit`]: one flow at a time; [`bulk`]: a file of them
 //! - [`port`]: ports that come, change and go
 //! - [`cache`]: the size of a cache
+//! - [`actions`]: lists of actions, for whoever wants to compare them
 //! - [`receive`]: packets by hand
 
+mod actions;
 mod bulk;
 mod cache;
 pub(super) mod dump;
@@ -179,6 +181,22 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         args: 2..=3,
         right: Right::Write,
         run: |daemon, args| Box::pin(async move { cache::set(&daemon, args).await }),
+    },
+    Command {
+        name: "dpctl/parse-actions",
+        usage: "ACTIONS",
+        help: "Reads a list of actions, also of those that this datapath has not, and prints it as a dump would.",
+        args: 1..=1,
+        right: Right::Read,
+        run: |_, args| Box::pin(async move { actions::parse(args) }),
+    },
+    Command {
+        name: "dpctl/normalize-actions",
+        usage: "[--names|--no-names] FLOW ACTIONS",
+        help: "Groups actions by the VLAN tag and the MPLS label that a packet of FLOW has when they come, and sorts outputs, so that lists can be compared.",
+        args: 2..=3,
+        right: Right::Read,
+        run: |_, args| Box::pin(async move { actions::normalize(args) }),
     },
     Command {
         name: "netdev-dummy/receive",
