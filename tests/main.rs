@@ -4,12 +4,12 @@
 mod access;
 /// Rules, stations and flows whose packets only the device sees.
 mod ageing;
-/// Open vSwitch's own client, driving the daemon.
-mod appctl;
 /// Frames of every kind the switch must carry, made from a seed.
 mod capture;
 /// Everything at once, at random, and what must hold when it is over.
 mod churn;
+/// Open vSwitch's clients drive the daemon, ours drives Open vSwitch's, and both servers behave alike.
+mod conformance;
 /// The control socket: what clients of every kind may do to it, and what they get.
 mod control;
 /// The manual pages, held against the program.
@@ -28,6 +28,8 @@ mod modifies;
 mod namespaces;
 /// Network namespaces that go away with their test.
 mod netns;
+/// Open vSwitch's own daemons, in a directory of their own.
+mod ovs;
 /// Pollers that come and go, and receive queues that move between them, under traffic.
 mod pollers;
 /// Ports on real interfaces, in network namespaces of their own. Needs root.
