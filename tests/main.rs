@@ -42,6 +42,8 @@ mod regressions;
 mod replay;
 /// Megaflows and the device follow what changes: rules, ports, stations, time.
 mod revalidate;
+/// Open vSwitch's own scenarios of partial and full offload.
+mod scenarios;
 /// Offload paused, threads changed, the device reset or hung in the middle of a replay.
 mod upheaval;
 /// The simulated NIC against the datapath's own reading of packets.
