@@ -160,7 +160,7 @@ impl OffloadShow {
                 Counts {
                     rx_offload_full: full,
                     rx_offload_miss: misses + busy,
-                    rx_offload_partial: hits,
+                    rx_offload_partial: hits.saturating_sub(aborted),
                     rx_offload_pipe_abort: aborted,
                 }
             });
