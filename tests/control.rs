@@ -591,7 +591,7 @@ fn batches_are_answered_as_one_array_in_order_and_have_a_bound() {
     let [Value::Array(answers)] = &replies(&answers)[..] else { panic!("{answers}") };
     assert_eq!(answers.iter().map(|answer| &answer["id"]).collect::<Vec<_>>(), [&json!(1), &json!(2), &json!(null)]);
     assert_eq!((&answers[1]["result"], &answers[2]["error"]["code"]), (&json!("1\n"), &json!(-32600)));
-    assert_eq!(batch(&[notification.clone()]), "", "nothing to answer");
+    assert_eq!(batch(std::slice::from_ref(&notification)), "", "nothing to answer");
     assert_eq!(batch(&vec![call(1, "toy/echo"); 5]), "", "too many calls close the connection");
     assert_eq!(world.client().call("version", &[]).unwrap(), "toyd 1.0\n");
 }

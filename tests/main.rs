@@ -8,6 +8,8 @@ mod ageing;
 mod capture;
 /// Everything at once, at random, and what must hold when it is over.
 mod churn;
+/// Commands that have no other place, one by one.
+mod commands;
 /// Open vSwitch's clients drive the daemon, ours drives Open vSwitch's, and both servers behave alike.
 mod conformance;
 /// The control socket: what clients of every kind may do to it, and what they get.

@@ -22,6 +22,12 @@ struct Bucket {
     kept_back: u64,
 }
 
+impl Default for Limiter {
+    fn default() -> Limiter {
+        Limiter::new()
+    }
+}
+
 impl Limiter {
     pub const fn new() -> Limiter {
         let bucket = Bucket { left: BURST, at: None, kept_back: 0 };

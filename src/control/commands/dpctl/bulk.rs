@@ -36,7 +36,8 @@ pub(super) enum Verb {
     Delete,
 }
 
-/// What a line says.
+/// What a line says. Nearly all of a long file's are of the largest kind.
+#[expect(clippy::large_enum_variant)]
 enum Line {
     Add(AddFlow),
     Modify(Which, Actions),
@@ -131,7 +132,7 @@ fn parse(
     let mut lines = Vec::new();
     let (mut matches, mut ufids): (HashSet<_, foldhash::fast::RandomState>, HashSet<Ufid>) = Default::default();
     for (line, number) in text.lines().zip(1..) {
-        if number as u64 % STEP == 0 {
+        if (number as u64).is_multiple_of(STEP) {
             count(progress, STEP);
         }
         let parsed = parse_line(line, verb, names).map_err(|error| (number, error))?;

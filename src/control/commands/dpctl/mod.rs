@@ -1,12 +1,12 @@
 //! `dpctl/*`: ports and flows of the datapath, in Open vSwitch's words.
 //!
-//! - [`show`]: lookups, flows and ports
-//! - [`dump`]: flows, page by page; [`print`]: a flow as text and as JSON
-//! - [`edit`]: one flow at a time; [`bulk`]: a file of them
-//! - [`port`]: ports that come, change and go
-//! - [`cache`]: the size of a cache
-//! - [`actions`]: lists of actions, for whoever wants to compare them
-//! - [`receive`]: packets by hand
+//! - `show`: lookups, flows and ports
+//! - `dump`: flows, page by page; `print`: a flow as text and as JSON
+//! - `edit`: one flow at a time; `bulk`: a file of them
+//! - `port`: ports that come, change and go
+//! - `cache`: the size of a cache
+//! - `actions`: lists of actions, for whoever wants to compare them
+//! - `receive`: packets by hand
 
 mod actions;
 mod bulk;

@@ -1,6 +1,6 @@
 //! The whole ODP language, as Open vSwitch prints it: also keys and actions that this datapath has not.
 //!
-//! A text becomes a tree of [`Node`]s, which prints as it was written. The [grammar] says which names there are and what stands
+//! A text becomes a tree of [`Node`]s, which prints as it was written. The `grammar` says which names there are and what stands
 //! inside them; what it says is checked as the text is read, so a tree is always good.
 //!
 //! ```text
