@@ -46,6 +46,8 @@ mod replay;
 mod revalidate;
 /// Open vSwitch's own scenarios of partial and full offload.
 mod scenarios;
+/// The schema document, held against what a daemon at work answers.
+mod schema;
 /// Offload paused, threads changed, the device reset or hung in the middle of a replay.
 mod upheaval;
 /// The simulated NIC against the datapath's own reading of packets.

@@ -169,6 +169,12 @@ impl World {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// As [`World::json`], of any number of words.
+    pub fn json_of(&self, words: &[&str]) -> Value {
+        let text = self.try_ctl(words, &["--format", "json"]).unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        serde_json::from_str(&text).unwrap()
+    }
+
     /// Flows of all pollers, as `dpctl/dump-flows` has them in JSON.
     pub fn flows(&self) -> Vec<Value> {
         self.json(["dpctl/dump-flows", "--no-names"]).as_array().unwrap().clone()

@@ -18,7 +18,7 @@ use crate::offload::{Level, Reason, Standing};
 #[derive(Serialize)]
 pub(in super::super) struct FlowJson {
     ufid: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `None`: of all pollers together.
     poller: Option<usize>,
     key: String,
     actions: String,
