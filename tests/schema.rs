@@ -120,7 +120,10 @@ fn world() -> World {
     // A megaflow a host.
     let host = |n| format!("priority=9,ip,nw_dst=172.16.0.{n},hard_timeout=3600,actions=dec_ttl,output:2\n");
     let hosts: String = (0..40).map(host).collect();
-    stage.file("rules", &format!("priority=10,cookie=0x5,udp,tp_dst=53,actions=drop\n{hosts}priority=0,actions=normal\n"));
+    stage.file(
+        "rules",
+        &format!("priority=10,cookie=0x5,udp,tp_dst=53,actions=drop\n{hosts}priority=0,actions=normal\n"),
+    );
     stage.file("flows", "in_port(2),eth(),eth_type(0x0807) 1\nin_port(2),eth(),eth_type(0x0808) 1\n");
     stage.file("config", "[datapath]\npollers = 2\n[offload]\nthreads = 2\n");
     let world = stage.start(

@@ -89,7 +89,7 @@ pub enum Message {
     RemovePort(PortNo, oneshot::Sender<usize>),
     Add(Box<NewFlow>, oneshot::Sender<Result<(), FlowError>>),
     /// Adds all of these or, if one of them is there already, none; calls the function with how many came to it since the last time.
-    AddMany(Arc<[NewFlow]>, Option<Arc<dyn Fn(u64) + Send + Sync>>, oneshot::Sender<Result<(), Taken>>),
+    AddMany(Arc<Many>, Option<Arc<dyn Fn(u64) + Send + Sync>>, oneshot::Sender<Result<(), Taken>>),
     /// Replaces the exact-match cache.
     SetEmc(Box<Emc>, oneshot::Sender<()>),
     /// Replaces the actions of one flow, which from then on counts as added by hand; answers with its counts until then.
@@ -146,6 +146,23 @@ pub enum Which {
 pub enum FlowError {
     #[error("updating flow table (File exists)")]
     Exists,
+}
+
+/// A flow to be added by hand.
+#[derive(Clone, Debug)]
+pub struct AddFlow {
+    /// `None`: named after its match.
+    pub ufid: Option<Ufid>,
+    pub matching: Match,
+    pub actions: Actions,
+}
+
+/// Many of them, under one number: they are different megaflows.
+#[derive(Debug)]
+pub struct Many {
+    pub flows: Vec<AddFlow>,
+    /// As [`NewFlow::number`].
+    pub number: u64,
 }
 
 /// Why none of many flows was added.
@@ -213,11 +230,11 @@ impl Job {
 
     /// Adds flows.
     pub fn add(
-        flows: Arc<[NewFlow]>,
+        many: Arc<Many>,
         progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
         done: oneshot::Sender<Result<(), Taken>>,
     ) -> Job {
-        Job::Add(AddJob { flows, checked: 0, added: 0, progress, done })
+        Job::Add(AddJob { many, checked: 0, added: 0, progress, done })
     }
 
     /// Goes on by a slice; gives itself back until it is done and has answered.
@@ -231,7 +248,7 @@ impl Job {
 
 /// Adds flows: looks first whether each can be added. Nobody else adds flows by hand meanwhile.
 pub struct AddJob {
-    flows: Arc<[NewFlow]>,
+    many: Arc<Many>,
     checked: usize,
     added: usize,
     progress: Option<Arc<dyn Fn(u64) + Send + Sync>>,
@@ -240,10 +257,11 @@ pub struct AddJob {
 
 impl AddJob {
     fn slice(mut self, now: Instant, pipeline: &mut Pipeline) -> Option<AddJob> {
-        let count = self.flows.len();
+        let Many { flows, number } = &*self.many;
+        let count = flows.len();
         if self.checked < count {
             let to = count.min(self.checked + SLICE as usize);
-            if let Some(at) = self.flows[self.checked..to].iter().position(|flow| pipeline.has_by_hand(flow)) {
+            if let Some(at) = flows[self.checked..to].iter().position(|flow| pipeline.has_by_hand(flow)) {
                 // Whoever asked may have given up waiting, here and below.
                 let _ = self.done.send(Err(Taken { index: self.checked + at, error: FlowError::Exists }));
                 return None;
@@ -252,9 +270,10 @@ impl AddJob {
             return Some(self);
         }
         let to = count.min(self.added + ADD_SLICE);
-        for flow in &self.flows[self.added..to] {
+        for AddFlow { ufid, matching, actions } in &flows[self.added..to] {
+            let flow = NewFlow { ufid: *ufid, matching: *matching, actions: actions.clone(), number: *number };
             // It is not there, as was seen above.
-            let _ = pipeline.add_flow(now, flow.clone());
+            let _ = pipeline.add_flow(now, flow);
         }
         if let Some(progress) = &self.progress {
             progress((to - self.added) as u64);
@@ -308,9 +327,9 @@ fn is_from(flow: &Flow, port: PortNo) -> bool {
 
 impl Pipeline {
     /// The flow of this ufid or match.
-    fn same(&self, flow: &NewFlow) -> Option<u32> {
-        let named = flow.ufid.and_then(|ufid| self.table.named(ufid));
-        named.or_else(|| self.table.find(&flow.matching))
+    fn same(&self, ufid: Option<Ufid>, matching: &Match) -> Option<u32> {
+        let named = ufid.and_then(|ufid| self.table.named(ufid));
+        named.or_else(|| self.table.find(matching))
     }
 
     fn is_by_hand(&self, index: u32) -> bool {
@@ -318,12 +337,12 @@ impl Pipeline {
     }
 
     /// Whether one by hand stands in its way.
-    fn has_by_hand(&self, flow: &NewFlow) -> bool {
-        self.same(flow).is_some_and(|index| self.is_by_hand(index))
+    fn has_by_hand(&self, flow: &AddFlow) -> bool {
+        self.same(flow.ufid, &flow.matching).is_some_and(|index| self.is_by_hand(index))
     }
 
     pub fn add_flow(&mut self, now: Instant, flow: NewFlow) -> Result<(), FlowError> {
-        match self.same(&flow) {
+        match self.same(flow.ufid, &flow.matching) {
             Some(index) if self.is_by_hand(index) => return Err(FlowError::Exists),
             // What the rules decided gives way to what people say.
             Some(index) => drop(self.delete(now, index)),

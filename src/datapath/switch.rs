@@ -19,7 +19,7 @@ use super::baton::Baton;
 use super::counters::{PollerCounters, PortCounters, RxCounters};
 use super::crew::{Crew, Kit};
 use super::emc::Emc;
-use super::inbox::{Change, FlowError, FlowView, Look, Message, NewFlow, Page, Taken, Which};
+use super::inbox::{AddFlow, Change, FlowError, FlowView, Look, Many, Message, NewFlow, Page, Taken, Which};
 use super::output::{Output, PortLimits, Tx};
 use super::poller::{Receiver, Reports};
 use super::shared::Shared;
@@ -85,15 +85,6 @@ struct Opened {
 
 /// The most pollers.
 pub const MAX_POLLERS: usize = 256;
-
-/// A flow to be added by hand.
-#[derive(Clone, Debug)]
-pub struct AddFlow {
-    /// `None`: named after its match.
-    pub ufid: Option<Ufid>,
-    pub matching: Match,
-    pub actions: Actions,
-}
 
 /// How many pollers there are and where they run.
 #[derive(Clone, Debug, Default)]
@@ -455,16 +446,10 @@ impl Switch {
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(), Taken> {
         let _baton = self.baton.take().await;
-        let new = |AddFlow { ufid, matching, actions }: AddFlow| NewFlow {
-            ufid,
-            matching,
-            actions,
-            number: self.shared.decision_number(),
-        };
-        let flows: Arc<[NewFlow]> = flows.into_iter().map(new).collect();
+        let many = Arc::new(Many { flows, number: self.shared.decision_number() });
         let progress = Mutex::new(Some(Arc::new(progress) as Arc<dyn Fn(u64) + Send + Sync>));
         let first = || progress.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let answers = self.crew().ask(|reply| Message::AddMany(Arc::clone(&flows), first(), reply)).await;
+        let answers = self.crew().ask(|reply| Message::AddMany(Arc::clone(&many), first(), reply)).await;
         // Flows by hand are in every poller or in none, so all answers are equal.
         answers.into_iter().flatten().collect()
     }

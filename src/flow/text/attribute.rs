@@ -136,7 +136,7 @@ impl Attribute {
             };
             group = i / size;
             s.expect("=")?;
-            read.push((*field, value::parse(s, *field, &format!("{}: {name}", self.name))?));
+            read.push((*field, value::parse(s, *field, format_args!("{}: {name}", self.name))?));
         }
         Ok(read)
     }

@@ -48,7 +48,7 @@ impl<'a> Scanner<'a> {
 
     /// The characters up to a separator or one of `()=/`; maybe none.
     pub fn word(&mut self) -> &'a str {
-        self.take_while(|c| !is_separator(c) && !"(){}=/".contains(c))
+        self.take_while(|c| !is_separator(c) && !matches!(c, '(' | ')' | '{' | '}' | '=' | '/'))
     }
 
     /// Everything up to the closing parenthesis of a body without inner parentheses, which is skipped too.
@@ -60,7 +60,7 @@ impl<'a> Scanner<'a> {
 
     /// The characters of a value: up to a separator, a parenthesis or a brace; maybe none.
     pub fn value(&mut self) -> &'a str {
-        self.take_while(|c| !is_separator(c) && !"(){}=".contains(c))
+        self.take_while(|c| !is_separator(c) && !matches!(c, '(' | ')' | '{' | '}' | '='))
     }
 
     /// Whether `wanted` comes next.

@@ -1,6 +1,6 @@
 //! `VALUE[/MASK]` of a field, in the field's [`Notation`].
 
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::TextError;
@@ -48,7 +48,7 @@ pub fn widen(field: Field, mask: u128) -> u128 {
 }
 
 /// Reads `VALUE[/MASK]` of `field`; `name` is for messages.
-pub fn parse(s: &mut Scanner<'_>, field: Field, name: &str) -> Result<Masked, TextError> {
+pub fn parse(s: &mut Scanner<'_>, field: Field, name: impl fmt::Display) -> Result<Masked, TextError> {
     let place = s.place();
     let text = s.word();
     let bad = |s: &Scanner<'_>, why: String| s.error_at(place, format!("{name}: {why}"));
