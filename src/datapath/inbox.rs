@@ -30,6 +30,9 @@ const ADD_SLICE: usize = 32;
 /// The most flows in a page of a dump.
 pub const PAGE: u32 = 64;
 
+/// Flows that a dump looks at between two batches.
+const LOOK_SLICE: u32 = 1;
+
 /// Where a poller's messages wait, in the order in which they were sent.
 ///
 /// # Thread-safety
@@ -213,6 +216,7 @@ pub struct Page {
 pub enum Job {
     Delete(DeleteJob),
     Add(AddJob),
+    Dump(DumpJob),
 }
 
 impl Job {
@@ -242,7 +246,42 @@ impl Job {
         match self {
             Job::Delete(job) => job.slice(now, pipeline).map(Job::Delete),
             Job::Add(job) => job.slice(now, pipeline).map(Job::Add),
+            Job::Dump(job) => job.slice(pipeline).map(Job::Dump),
         }
+    }
+
+    /// Whether it only looks: nobody's packets depend on when it is done.
+    pub fn can_wait(&self) -> bool {
+        matches!(self, Job::Dump(_))
+    }
+
+    /// Looks at a page of flows, from number `from` on.
+    pub fn dump(from: u32, done: oneshot::Sender<Page>) -> Job {
+        Job::Dump(DumpJob { from, next: from, flows: Vec::with_capacity(PAGE as usize), done })
+    }
+}
+
+/// Looks at a page of flows, a few at a time: each look may miss the caches, and a packet may wait behind it.
+pub struct DumpJob {
+    from: u32,
+    next: u32,
+    flows: Vec<FlowView>,
+    done: oneshot::Sender<Page>,
+}
+
+impl DumpJob {
+    pub(super) fn slice(mut self, pipeline: &Pipeline) -> Option<DumpJob> {
+        let slots = pipeline.table.flows.slots();
+        let end = slots.min(self.from.saturating_add(PAGE));
+        let to = end.min(self.next.saturating_add(LOOK_SLICE));
+        self.flows.extend((self.next..to).filter_map(|index| pipeline.view(index)));
+        self.next = to;
+        if to < end {
+            return Some(self);
+        }
+        // Whoever asked may have given up waiting.
+        let _ = self.done.send(Page { flows: self.flows, next: (to < slots).then_some(to) });
+        None
     }
 }
 
@@ -390,13 +429,6 @@ impl Pipeline {
 
     pub fn get_flow(&self, which: &Which) -> Option<FlowView> {
         self.view(self.which(which)?)
-    }
-
-    /// At most [`PAGE`] flows, looking at no more than as many numbers, from number `from` on.
-    pub fn page(&self, from: u32) -> Page {
-        let slots = self.table.flows.slots();
-        let to = slots.min(from.saturating_add(PAGE));
-        Page { flows: (from..to).filter_map(|index| self.view(index)).collect(), next: (to < slots).then_some(to) }
     }
 
     fn which(&self, which: &Which) -> Option<u32> {

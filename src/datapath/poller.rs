@@ -30,6 +30,12 @@ use crate::port::{RxProgress, RxQueue};
 /// How long a poller without packets looks again before it sleeps. Below the cost of the sleep and wake that it may save.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// Slices of jobs that are done in a turn without packets.
+const IDLE_SLICES: usize = 8;
+
+/// So many turns with packets, one after the other, a job that only looks waits for one without. Then it goes on all the same.
+const BUSY_TURNS: u32 = 64;
+
 /// Messages taken between two rounds of batches.
 const MESSAGES: usize = 16;
 
@@ -75,6 +81,10 @@ pub struct Poller {
     sweep: Sweep,
     jobs: VecDeque<Job>,
     batch: Vec<Packet>,
+    /// Packets that the last turn took.
+    received: usize,
+    /// Turns with packets since the last without.
+    busy_turns: u32,
     /// Of rules and of stations, when the sweep was last hastened for them.
     epochs: (u64, u64),
 }
@@ -128,6 +138,8 @@ impl Poller {
             sweep: Sweep::new(now),
             jobs: VecDeque::new(),
             batch: Vec::with_capacity(BATCH),
+            received: 0,
+            busy_turns: 0,
             epochs: (0, 0),
         }
     }
@@ -189,6 +201,8 @@ impl Poller {
             (self.reports.wake)();
         }
         self.pipeline.outputs.pump(now, &mut self.pipeline.pool, &self.pipeline.counters.fate);
+        self.received = total;
+        self.busy_turns = if total > 0 { self.busy_turns.saturating_add(1) } else { 0 };
         total
     }
 
@@ -215,10 +229,15 @@ impl Poller {
                 None => break,
             }
         }
-        if let Some(job) = self.jobs.pop_front()
-            && let Some(rest) = job.slice(now, &mut self.pipeline)
-        {
-            self.jobs.push_back(rest);
+        // Where no packet came, none waits.
+        let slices = match self.received {
+            0 => IDLE_SLICES,
+            _ if self.jobs.front().is_some_and(Job::can_wait) && self.busy_turns < BUSY_TURNS => 0,
+            _ => 1,
+        };
+        for _ in 0..slices {
+            let Some(job) = self.jobs.pop_front() else { break };
+            self.jobs.extend(job.slice(now, &mut self.pipeline));
         }
         let slowpath = &self.pipeline.shared.slowpath;
         let epochs = (self.pipeline.epoch(), slowpath.stations_epoch());
@@ -269,7 +288,7 @@ impl Poller {
             Message::Get(which, reply) => drop(reply.send(pipeline.get_flow(&which))),
             Message::Flush(port, done) => self.jobs.push_back(Job::delete(pipeline, port, done)),
             Message::Purge(done) => self.jobs.push_back(Job::purge(pipeline, done)),
-            Message::Dump(from, reply) => drop(reply.send(pipeline.page(from))),
+            Message::Dump(from, reply) => self.jobs.push_back(Job::dump(from, reply)),
             Message::Sweep(done) => self.sweep.tell_when_over(now, done),
             Message::Look(reply) => {
                 let look = Look { flows: pipeline.table.flows.len(), sweep: self.sweep.took() };

@@ -6,10 +6,13 @@
 //! go one after the other: they hold the [`Baton`].
 
 use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_channel::oneshot;
@@ -85,6 +88,9 @@ struct Opened {
 
 /// The most pollers.
 pub const MAX_POLLERS: usize = 256;
+
+/// How long whoever waits for a page keeps looking for it before he wants to be told.
+const LOOKING_OUT: Duration = Duration::from_millis(2);
 
 /// How many pollers there are and where they run.
 #[derive(Clone, Debug, Default)]
@@ -553,7 +559,23 @@ impl Switch {
     /// A page of one poller's flows, from number `from` on; empty from a poller that there is not (any more).
     pub async fn page(&self, poller: usize, from: u32) -> Page {
         let Some(poller) = self.crew().pollers.get(poller).cloned() else { return Page::default() };
-        poller.ask(|reply| Message::Dump(from, reply)).await.unwrap_or_default()
+        let mut page = poller.ask(|reply| Message::Dump(from, reply));
+        let asked = Instant::now();
+        poll_fn(|context| {
+            if asked.elapsed() > LOOKING_OUT {
+                return Pin::new(&mut page).poll(context).map(Result::unwrap_or_default);
+            }
+            // Nobody is to be woken: a poller that wakes others for each page makes a system call that its packets wait for.
+            match page.try_recv() {
+                Ok(Some(page)) => Poll::Ready(page),
+                Ok(None) => {
+                    context.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Err(_) => Poll::Ready(Page::default()),
+            }
+        })
+        .await
     }
 
     /// Ends the pollers and waits for them: each is through with its batch in well under a millisecond. Changes that are under
