@@ -24,6 +24,8 @@ mod lifecycle;
 mod linear;
 /// Marks that are used again while a full ring of their old packets waits.
 mod marks;
+/// Metrics, and what asks for them.
+mod metrics;
 /// A million changes of what the device is to do with a thousand flows.
 mod modifies;
 /// The whole switch between network namespaces, as the manual shows it. Needs root.

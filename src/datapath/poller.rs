@@ -31,7 +31,7 @@ use crate::port::{RxProgress, RxQueue};
 const SPIN: Duration = Duration::from_micros(50);
 
 /// Slices of jobs that are done in a turn without packets.
-const IDLE_SLICES: usize = 8;
+const IDLE_SLICES: usize = 4;
 
 /// So many turns with packets, one after the other, a job that only looks waits for one without. Then it goes on all the same.
 const BUSY_TURNS: u32 = 64;
