@@ -64,8 +64,7 @@ fn every_counter_is_a_sample_and_promtool_is_content() {
     has("offloadd_offload_latency_seconds_bucket{worker=\"0\",request=\"put\",le=\"0.001\"}");
 
     let Some(mut promtool) = promtool() else { return };
-    let mut check =
-        promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let check = promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut check = check.spawn().unwrap();
     check.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let said = check.wait_with_output().unwrap();

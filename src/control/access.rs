@@ -22,7 +22,7 @@ pub enum Right {
     Read,
     /// Changes what the switch does.
     Write,
-    /// Changes or ends the daemon itself.
+    /// Changes or ends the daemon itself, or has it open files and interfaces as the user that it runs as.
     Admin,
 }
 

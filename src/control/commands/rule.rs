@@ -1,8 +1,8 @@
 //! `rule/*`: the rules that decide.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
@@ -10,11 +10,14 @@ use serde_json::json;
 use super::{read_file, trace};
 use crate::clock;
 use crate::control::answer::{Answer, CommandError};
-use crate::control::registry::{Command, Right};
+use crate::control::registry::{Command, Right, deadline};
 use crate::daemon::Daemon;
 use crate::datapath::switch::Names;
 use crate::slowpath::rules::Rule;
 use crate::slowpath::text::{format_rule_actions, format_rule_match, format_rule_with_stats};
+
+/// How long a file of rules may take.
+const LOAD_PATIENCE: Duration = Duration::from_secs(120);
 
 pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
@@ -80,10 +83,12 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         usage: "FILE",
         help: "Replaces all rules by those of a file, one a line; a file with a mistake changes nothing.",
         args: 1..=1,
-        right: Right::Write,
+        right: Right::Admin,
         run: |daemon, args| {
             Box::pin(async move {
-                let loaded = load(&daemon, Path::new(&args[0]))?;
+                let file = PathBuf::from(&args[0]);
+                let loaded = daemon.in_background("load-rules", move |daemon| load(daemon, &file));
+                let loaded = deadline(LOAD_PATIENCE, loaded).await???;
                 Ok(Answer::new(format!("{loaded} rules loaded"), json!({ "rules": loaded })))
             })
         },
@@ -93,7 +98,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         usage: "FILE",
         help: "Writes all rules to a file that rule/load reads.",
         args: 1..=1,
-        right: Right::Write,
+        right: Right::Admin,
         run: |daemon, args| {
             Box::pin(async move {
                 let text = daemon.slowpath.save();

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::fmt;
 use std::future::poll_fn;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -54,6 +55,7 @@ struct Pace {
 
 pub(super) async fn top(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError> {
     let (count, over) = parse(args)?;
+    let _one_of_few = OneOfFew::enter()?;
     let mut seen = Seen::default();
     look(daemon, |poller, flow| {
         if seen.len() < MOST_SEEN {
@@ -96,6 +98,28 @@ pub(super) async fn top(daemon: &Daemon, args: &[String]) -> Result<Answer, Comm
         });
     }
     Ok(Answer::of(Top(rows)))
+}
+
+/// Looks that are under way: each remembers all flows.
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+const FEW: usize = 4;
+
+struct OneOfFew;
+
+impl OneOfFew {
+    fn enter() -> Result<OneOfFew, CommandError> {
+        let one_more = |n| (n < FEW).then_some(n + 1);
+        match UNDER_WAY.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Ok(OneOfFew),
+            Err(_) => Err(CommandError::new(format!("{FEW} others look for the busiest flows already; try again"))),
+        }
+    }
+}
+
+impl Drop for OneOfFew {
+    fn drop(&mut self) {
+        UNDER_WAY.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 fn parse(args: &[String]) -> Result<(usize, Duration), CommandError> {

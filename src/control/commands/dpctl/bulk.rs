@@ -11,6 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -80,6 +81,17 @@ pub(super) fn run(daemon: &Arc<Daemon>, args: Vec<String>, verb: Verb, usage: &s
 /// Whether the one argument of `del-flows` names a file: it does unless it names a datapath.
 pub(super) fn is_file(args: &[String]) -> bool {
     args.last().is_some_and(|last| last != DATAPATH && !last.contains('@'))
+}
+
+/// # Errors
+/// The file is not open to everybody.
+pub(super) fn must_be_public(args: &[String]) -> Result<()> {
+    let file = args.last().map_or("", String::as_str);
+    let meta = std::fs::metadata(file).map_err(|error| CommandError::new(format!("{file}: {error}")))?;
+    match meta.mode() & 0o004 {
+        0 => Err(CommandError::new(format!("{file}: expected a file that everybody may read (mode o+r)"))),
+        _ => Ok(()),
+    }
 }
 
 fn carry_out(daemon: &Daemon, path: &Path, verb: Verb, progress: &Arc<Progress>) -> Result<Done> {

@@ -99,7 +99,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         help: "Does what each line of FILE says: a flow, a blank and actions to add, or add, modify or delete in front of that.\n  \
                Lines of dpctl/dump-flows are understood, too. A file with a mistake changes nothing.",
         args: 1..=2,
-        right: Right::Write,
+        right: Right::Admin,
         run: |daemon, args| Box::pin(async move { bulk::run(&daemon, args, Verb::Add, "dpctl/add-flows [DP] FILE") }),
     },
     Command {
@@ -107,7 +107,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         usage: "[DP] FILE",
         help: "As dpctl/add-flows, but a line modifies unless it says add or delete.",
         args: 1..=2,
-        right: Right::Write,
+        right: Right::Admin,
         run: |daemon, args| {
             Box::pin(async move { bulk::run(&daemon, args, Verb::Modify, "dpctl/mod-flows [DP] FILE") })
         },
@@ -115,12 +115,14 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     Command {
         name: "dpctl/del-flows",
         usage: "[DP] [FILE]",
-        help: "Deletes all flows; with FILE as dpctl/add-flows, but a line deletes unless it says add or modify.",
+        help: "Deletes all flows; with FILE, which all must be able to read, as dpctl/add-flows, but a line deletes unless it says add or modify.",
         args: 0..=2,
         right: Right::Write,
         run: |daemon, args| {
             Box::pin(async move {
                 if bulk::is_file(&args) {
+                    // Without admin access, nobody is to learn from error messages what others' files hold.
+                    bulk::must_be_public(&args)?;
                     return bulk::run(&daemon, args, Verb::Delete, "dpctl/del-flows [DP] [FILE]");
                 }
                 Options::split(args, &[])?.exactly::<0>("dpctl/del-flows [DP] [FILE]")?;
@@ -134,7 +136,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         usage: "[DP] NAME[,type=KIND][,OPTION=VALUE]…",
         help: "Adds a port.",
         args: 1..=2,
-        right: Right::Write,
+        right: Right::Admin,
         run: |daemon, args| Box::pin(port::add(daemon, args)),
     },
     Command {
@@ -142,7 +144,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
         usage: "[DP] NAME[,OPTION=VALUE]…",
         help: "Changes options of a port; it is opened anew, and flows of packets from it are deleted. Other options stay.",
         args: 1..=2,
-        right: Right::Write,
+        right: Right::Admin,
         run: |daemon, args| Box::pin(port::set(daemon, args)),
     },
     Command {
