@@ -10,6 +10,8 @@ mod capture;
 mod churn;
 /// Commands that have no other place, one by one.
 mod commands;
+/// Completion in a real bash.
+mod completion;
 /// Open vSwitch's clients drive the daemon, ours drives Open vSwitch's, and both servers behave alike.
 mod conformance;
 /// The control socket: what clients of every kind may do to it, and what they get.

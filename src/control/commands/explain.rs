@@ -103,7 +103,7 @@ fn parse(args: &[String]) -> Result<Which, CommandError> {
 }
 
 /// A reason's name in JSON, which is how one is asked for.
-fn name(reason: &Reason) -> String {
+pub(super) fn name(reason: &Reason) -> String {
     serde_json::to_value(reason).ok().and_then(|name| Some(name.as_str()?.to_owned())).unwrap_or_default()
 }
 

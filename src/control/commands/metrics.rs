@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
+use super::explain::name;
 use crate::control::answer::Answer;
 use crate::control::registry::{Command, Right};
 use crate::daemon::Daemon;
@@ -156,11 +157,11 @@ fn offload(daemon: &Daemon, snapshot: &Snapshot) -> Vec<Family> {
     }
     let mut not_offloaded = Family::gauge("not_offloaded", "Megaflows that are not in the device, by reason.");
     for (reason, n) in &snapshot.refused {
-        not_offloaded.add([("reason", &reason.to_string())], *n as f64);
+        not_offloaded.add([("reason", &name(reason))], *n as f64);
     }
     let mut marked_only = Family::gauge("marked_only", "Megaflows that the device only marks, by reason.");
     for (reason, n) in &snapshot.short {
-        marked_only.add([("reason", &reason.to_string())], *n as f64);
+        marked_only.add([("reason", &name(reason))], *n as f64);
     }
     let mut events = Family::counter("offload_events", "What happened to rules in the device.");
     for (kind, n) in daemon.switch.offload.events.counts() {
