@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -94,7 +95,9 @@ impl Scrape {
             Address::Tcp(address) => (Listener::Tcp(TcpListener::bind(*address)?), None),
             Address::Unix(path) => {
                 // Of a daemon that was killed; one that lives would answer.
-                if UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+                let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+                let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).is_err_and(refused) {
                     fs::remove_file(path)?;
                 }
                 (Listener::Unix(UnixListener::bind(path)?), Some(path.clone()))

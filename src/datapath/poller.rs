@@ -229,16 +229,7 @@ impl Poller {
                 None => break,
             }
         }
-        // Where no packet came, none waits.
-        let slices = match self.received {
-            0 => IDLE_SLICES,
-            _ if self.jobs.front().is_some_and(Job::can_wait) && self.busy_turns < BUSY_TURNS => 0,
-            _ => 1,
-        };
-        for _ in 0..slices {
-            let Some(job) = self.jobs.pop_front() else { break };
-            self.jobs.extend(job.slice(now, &mut self.pipeline));
-        }
+        self.do_jobs(now);
         let slowpath = &self.pipeline.shared.slowpath;
         let epochs = (self.pipeline.epoch(), slowpath.stations_epoch());
         if self.epochs != epochs {
@@ -251,6 +242,23 @@ impl Poller {
             self.receivers.iter_mut().for_each(Receiver::count_missed);
         }
         ControlFlow::Continue(())
+    }
+
+    /// A few slices of the jobs, in the order of their coming; only looking comes last.
+    fn do_jobs(&mut self, now: Instant) {
+        let slices = match self.received {
+            // Where no packet came, none waits.
+            0 => IDLE_SLICES,
+            _ if self.jobs.iter().all(Job::can_wait) && self.busy_turns < BUSY_TURNS => 0,
+            _ => 1,
+        };
+        for _ in 0..slices {
+            let urgent = self.jobs.iter().position(|job| !job.can_wait()).unwrap_or(0);
+            let Some(job) = self.jobs.remove(urgent) else { break };
+            if let Some(rest) = job.slice(now, &mut self.pipeline) {
+                self.jobs.insert(urgent, rest);
+            }
+        }
     }
 
     fn obey(&mut self, now: Instant, message: Message) -> ControlFlow<()> {
