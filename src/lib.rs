@@ -15,7 +15,7 @@
 //! | [`control`] | a command's trip: socket, JSON-RPC, the commands | the hit path |
 //! | [`daemon`] | the house with everybody in it; [`config`] furnishes it, [`demo`] shows it | |
 //!
-//! Beside them: [`telemetry`] (counters, log), [`sync`] (primitives that the model checker can replace) and [`sys`] (the
+//! Beside them: [`telemetry`] (counters, log), `xdp` (programs at interfaces, where it is built in), [`sync`] (primitives that the model checker can replace) and [`sys`] (the
 //! only unsafe code). The client, and the protocol both sides speak, is the crate `offloadctl`.
 //!
 //! Start with [`datapath::pipeline`]: it tells a packet's trip in order.
@@ -67,3 +67,5 @@ pub mod slowpath;
 pub mod sync;
 pub mod sys;
 pub mod telemetry;
+#[cfg(xdp)]
+pub mod xdp;

@@ -81,6 +81,12 @@ pub trait Port: Send {
         false
     }
 
+    /// The XDP program at the interface, which a device may replace; `None` where there is none.
+    #[cfg(xdp)]
+    fn hook(&self) -> Option<std::sync::Arc<crate::xdp::Hook>> {
+        None
+    }
+
     /// Device settings worth showing, as `(name, value)`.
     fn details(&self) -> Vec<(&'static str, String)> {
         Vec::new()

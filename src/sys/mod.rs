@@ -3,6 +3,7 @@
 //! Every block carries the argument why it is sound. Nothing outside this folder may write `unsafe`.
 //!
 //! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
+//! - [`bpf`]: maps and their memory, links, test runs: what bpf(2) is asked beside loading programs
 //! - [`mmsg`]: many messages in one system call
 //! - [`packet`]: what is peculiar to AF_PACKET sockets
 //! - [`ring`]: frames that such a socket leaves in shared memory
@@ -11,6 +12,8 @@
 //! - [`tap`]: TAP interfaces of our own
 #![allow(unsafe_code)]
 
+#[cfg(xdp)]
+pub mod bpf;
 pub mod mmsg;
 pub mod netdev;
 pub mod packet;

@@ -1,0 +1,124 @@
+//! The compiled programs, and how they get into the kernel.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use aya::maps::{Map as AyaMap, MapData};
+use aya::programs::{ProgramError, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
+
+use crate::sys::bpf::Map;
+
+static PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/plain.bpf.o"));
+static OFFLOAD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/offload.bpf.o"));
+
+/// An object file in the kernel: its maps, and one of its programs. They go when this is dropped and nobody else uses them.
+pub struct Object {
+    ebpf: Ebpf,
+    program: &'static str,
+}
+
+/// Why a program could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("loading XDP programs needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for the device's")]
+    Permission,
+    #[error("the kernel is older than {needed}, or lacks what the XDP program needs: {text}")]
+    Kernel { needed: &'static str, text: String },
+    #[error("loading the XDP program: {0}")]
+    Other(String),
+}
+
+impl Object {
+    /// The program that gives every frame to its queue's socket. `frags`: also frames in several buffers.
+    pub fn plain(frags: bool) -> Result<Object, LoadError> {
+        let (program, needed) = if frags { ("plain", "5.18") } else { ("plain_single", "5.9") };
+        Object::load(&mut EbpfLoader::new(), PLAIN, program, needed)
+    }
+
+    /// The device's program, with room for `rules` rules, on as many processors as there may ever be.
+    pub fn offload(rules: u32, processors: u32) -> Result<Object, LoadError> {
+        let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries("rules", rules)
+            .map_max_entries("counts", rules.saturating_mul(processors))
+            .map_max_entries("cpus", processors)
+            .override_global("RULES", &rules, true);
+        Object::load(&mut loader, OFFLOAD, "offload", "5.18")
+    }
+
+    fn load(
+        loader: &mut EbpfLoader<'_>,
+        bytes: &[u8],
+        program: &'static str,
+        needed: &'static str,
+    ) -> Result<Object, LoadError> {
+        // The log of a long program takes the kernel longer to write than the program takes to be checked.
+        let ebpf = loader.verifier_log_level(VerifierLogLevel::STATS).load(bytes).map_err(|error| match &error {
+            EbpfError::MapError(aya::maps::MapError::CreateError { io_error, .. }) if is_forbidden(io_error) => {
+                LoadError::Permission
+            }
+            _ => LoadError::Other(chain(&error)),
+        })?;
+        let mut object = Object { ebpf, program };
+        match object.program_mut().and_then(Xdp::load) {
+            Ok(()) => Ok(object),
+            Err(ProgramError::LoadError { io_error, .. }) if is_forbidden(&io_error) => Err(LoadError::Permission),
+            Err(ProgramError::LoadError { io_error, verifier_log }) => {
+                let log = verifier_log.to_string();
+                let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+                Err(LoadError::Kernel { needed, text: format!("{io_error}: {last}") })
+            }
+            Err(error) => Err(LoadError::Other(chain(&error))),
+        }
+    }
+
+    fn program_mut(&mut self) -> Result<&mut Xdp, ProgramError> {
+        self.ebpf.program_mut(self.program).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+    }
+
+    /// The program.
+    ///
+    /// # Errors
+    /// None that is known: it was loaded when this was made.
+    pub fn program(&self) -> io::Result<BorrowedFd<'_>> {
+        let program = self.ebpf.program(self.program).ok_or(io::ErrorKind::NotFound)?;
+        program.fd().map(|fd| fd.as_fd()).map_err(io::Error::other)
+    }
+
+    /// The map of this name.
+    ///
+    /// # Errors
+    /// No such map, or no file descriptor left.
+    pub fn map(&self, name: &str) -> io::Result<Map> {
+        let data: &MapData = match self.ebpf.map(name) {
+            Some(
+                AyaMap::Array(data)
+                | AyaMap::HashMap(data)
+                | AyaMap::XskMap(data)
+                | AyaMap::DevMap(data)
+                | AyaMap::PerCpuArray(data),
+            ) => data,
+            _ => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Map::new(data.fd().as_fd().try_clone_to_owned()?)
+    }
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// An error and its causes in a line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let told = error.to_string();
+        if !text.ends_with(&told) {
+            text = format!("{text}: {told}");
+        }
+        cause = error.source();
+    }
+    text
+}
