@@ -145,7 +145,7 @@ impl Bench {
         pipeline.outputs.add(OUT, output);
 
         let wire = Wire::default();
-        device.connect(&port(), 1_500, None);
+        device.connect(&port(), 1_500, None, None);
         let queue = device.wrap_rx(&port(), Box::new(wire.clone()));
         let progress = Arc::new(RxProgress::new(device.ring(QUEUE)));
         offload.port_added(port(), if quarantine { vec![Arc::clone(&progress)] } else { Vec::new() });

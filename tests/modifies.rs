@@ -72,8 +72,8 @@ impl World {
         let epoch = Instant::now();
         let device = open(&"sim,preset=fw,level=full".parse().unwrap(), epoch).unwrap();
         let wire = Wire::default();
-        device.connect(&port(IN), 1_500, None);
-        device.connect(&port(OUT), 1_500, Some(Box::new(wire.clone())));
+        device.connect(&port(IN), 1_500, None, None);
+        device.connect(&port(OUT), 1_500, Some(Box::new(wire.clone())), None);
         let arriving = Arc::new(Mutex::new(Vec::new()));
         let queue = device.wrap_rx(&port(IN), Box::new(Given(Arc::clone(&arriving))));
         let offload = Offload::start(Arc::clone(&device), epoch, OffloadConfig::default()).unwrap();

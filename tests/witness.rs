@@ -292,7 +292,7 @@ fn what_the_nic_executes_by_itself_leaves_as_if_the_datapath_had_executed_it() {
     let wires = <[Log; 3]>::default();
     for ((wire, mtu), number) in wires.iter().zip(MTUS).zip(1..) {
         let info = PortInfo { tx_checksum: finishes_checksums(number), ..numbered(number) };
-        device.connect(&info, mtu as usize, Some(Box::new(wire.clone())));
+        device.connect(&info, mtu as usize, Some(Box::new(wire.clone())), None);
     }
     let (now, mut pool, fate) = (Instant::now(), Pool::new(), Fate::default());
     let (mut handled, mut handed_up, mut in_order) = (0, 0, 0);

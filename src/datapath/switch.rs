@@ -289,7 +289,7 @@ impl Switch {
                 true => open.port.open_wire()?,
                 false => None,
             };
-            device.connect(open.port.info(), open.port.mtu(), wire);
+            device.connect(open.port.info(), open.port.mtu(), wire, open.port.hook());
         }
         let info = open.port.info();
         let output = |(tx, counters): (Tx, &Arc<PortCounters>)| {

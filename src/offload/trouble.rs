@@ -97,7 +97,7 @@ impl From<Unsupported> for Reason {
     fn from(what: Unsupported) -> Reason {
         match what {
             Unsupported::Field(_) | Unsupported::Match => Reason::Match,
-            Unsupported::Action(_) => Reason::Action,
+            Unsupported::Action(_) | Unsupported::Outputs => Reason::Action,
             Unsupported::Port(_) => Reason::Port,
         }
     }

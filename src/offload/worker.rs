@@ -45,9 +45,9 @@ pub use shards::Parcel;
 
 use super::Stopped;
 use super::agent::Mailbox;
-use super::backend::{Done, PutError};
+use super::backend::{Done, Grace, PutError};
 use super::crew::{Crew, SHARDS};
-use super::mark::Quarantined;
+use super::mark::{MarkLease, Quarantined};
 use super::queue::{Consumer, Queue, Sake};
 use super::report::{MarkPage, PortRow, Request, Tally};
 use super::state::{Cell, Level, OffloadCell, Wants};
@@ -162,10 +162,18 @@ struct Attached {
 
 /// A mark on its way back to the pool: its owners' pollers must have unbound it, and the rings have turned over.
 struct Leaving {
-    mark: Quarantined,
+    mark: Retired,
     /// The one port whose frames may carry it, if its rule had one.
     port: Option<PortNo>,
     unbinding: Owners,
+}
+
+/// A mark that the device stamps no more.
+enum Retired {
+    /// Until then a frame that carries it may be on its way to a receive queue.
+    UnderWay(MarkLease, Grace),
+    /// Frames that carry it may wait in receive queues.
+    Waiting(Quarantined),
 }
 
 /// A flush that is under way: rules put under an older number than `number` are left to be removed.

@@ -26,13 +26,24 @@ pub mod vnet;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::flow::PortNo;
 use crate::packet::{Packet, Pool};
 use crate::sync::{AtomicBool, AtomicU64, Ordering, fence};
 
+#[cfg(xdp)]
+pub use crate::xdp::Hook;
 pub use spec::{Kind, PortSpec, SpecError};
+
+/// No interface has an XDP program: there is none.
+#[cfg(not(xdp))]
+pub enum Hook {}
+
+/// What is said to whoever asks for XDP.
+#[cfg(not(xdp))]
+pub const NO_XDP: &str = "this build has no XDP; build it with clang installed (apt install clang)";
 
 /// What a port is and can do; fixed while it is open, but for [`Port::mtu`].
 #[derive(Clone, Debug, serde::Serialize)]
@@ -82,8 +93,7 @@ pub trait Port: Send {
     }
 
     /// The XDP program at the interface, which a device may replace; `None` where there is none.
-    #[cfg(xdp)]
-    fn hook(&self) -> Option<std::sync::Arc<crate::xdp::Hook>> {
+    fn hook(&self) -> Option<Arc<Hook>> {
         None
     }
 

@@ -149,8 +149,22 @@ impl Map {
     /// # Errors
     /// `E2BIG`: the map is full. `InvalidInput`: lengths that are not the map's.
     pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        self.put(key, value, 0)
+    }
+
+    /// Puts `value` at `key`, where nothing is.
+    ///
+    /// # Errors
+    /// `EEXIST`: something is there. Else as of [`Map::update`].
+    pub fn insert(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        // BPF_NOEXIST
+        self.put(key, value, 1)
+    }
+
+    fn put(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
         // Not written through.
-        let mut element = self.element(key, value.as_ptr().cast_mut().cast(), value.len())?;
+        let element = self.element(key, value.as_ptr().cast_mut().cast(), value.len())?;
+        let mut element = MapElement { flags, ..element };
         // SAFETY: the map's command, and key and value are as long as the map's, which `element` compared; both are only read.
         unsafe { bpf(Command::MapUpdate, &mut element).map(drop) }
     }

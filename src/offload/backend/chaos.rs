@@ -12,13 +12,13 @@ use std::time::Instant;
 use super::faults::{Dice, Failure, Fate};
 use super::pace::{Pace, spend};
 use super::{
-    Backend, BackendCaps, BackendSpec, DeleteError, Device, Done, Fence, FlushError, Generation, Handle, Install,
-    OpenError, PortCounts, PutError, StatsError,
+    Backend, BackendCaps, BackendSpec, DeleteError, Device, Done, Fence, FlushError, Generation, Grace, Handle,
+    Install, OpenError, PortCounts, PutError, StatsError,
 };
 use crate::flow::PortNo;
 use crate::offload::mark::Mark;
 use crate::offload::state::FlowStats;
-use crate::port::{PortInfo, RxQueue, TxQueue};
+use crate::port::{Hook, PortInfo, RxQueue, TxQueue};
 
 pub use super::faults::{FaultError, Faults, Settings, Share};
 
@@ -105,8 +105,8 @@ impl Device for Chaos {
         self.device.reset()
     }
 
-    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>) {
-        self.device.connect(port, mtu, wire);
+    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>, hook: Option<Arc<Hook>>) {
+        self.device.connect(port, mtu, wire, hook);
     }
 
     fn set_mtu(&self, port: PortNo, mtu: usize) {
@@ -123,6 +123,10 @@ impl Device for Chaos {
 
     fn ring(&self, ring: u64) -> u64 {
         self.device.ring(ring)
+    }
+
+    fn grace(&self) -> Option<Grace> {
+        self.device.grace()
     }
 
     fn port_counts(&self, port: PortNo) -> Option<PortCounts> {

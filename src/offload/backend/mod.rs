@@ -13,11 +13,13 @@ pub mod contract;
 pub mod faults;
 pub mod pace;
 pub mod sim;
+#[cfg(xdp)]
+pub mod xdp;
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use chaos::{Chaos, Faults, Settings};
@@ -26,7 +28,7 @@ use super::mark::Mark;
 use super::state::{FlowStats, Level};
 use crate::flow::field::FIELDS;
 use crate::flow::{Action, Actions, Field, Mask, Match, PortNo};
-use crate::port::{PortInfo, RxQueue, TxQueue};
+use crate::port::{Hook, PortInfo, RxQueue, TxQueue};
 
 /// A device, opened once: what its workers and its ports share.
 ///
@@ -56,8 +58,9 @@ pub trait Device: Send + Sync {
 
     /// A port whose packets the device sees, of this MTU (as [`Port::mtu`](crate::port::Port::mtu)). `wire`: where packets
     /// leave that the device sends there by itself; `None` where it cannot. Called before the first packet is received.
-    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>) {
-        let _ = (port, mtu, wire);
+    /// `hook`: the XDP program at its interface, if there is one.
+    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>, hook: Option<Arc<Hook>>) {
+        let _ = (port, mtu, wire, hook);
     }
 
     /// The MTU of a connected port, as of now.
@@ -79,6 +82,11 @@ pub trait Device: Send + Sync {
     /// The most frames that can wait behind a receive queue of `ring` frames as the poller sees it.
     fn ring(&self, ring: u64) -> u64 {
         ring
+    }
+
+    /// A span that is over when every frame that the device has let go is in its receive queue; `None`: it is when the device lets it go.
+    fn grace(&self) -> Option<Grace> {
+        None
     }
 
     /// What the device did with a port's packets; `None` for a port it does not know.
@@ -273,6 +281,8 @@ pub enum Unsupported {
     Match,
     #[error("cannot execute {0}")]
     Action(&'static str),
+    #[error("cannot send to more than one port")]
+    Outputs,
     /// A port that it has no wire to.
     #[error("cannot send to port {0}")]
     Port(PortNo),
@@ -307,24 +317,70 @@ pub struct StatsError(pub String);
 #[error("the device failed to flush: {0}")]
 pub struct FlushError(pub String);
 
+/// A span of time that somebody else ends.
+///
+/// # Thread-safety
+/// Any thread may ask.
+#[derive(Clone, Debug)]
+pub struct Grace {
+    number: u64,
+    over: Arc<AtomicU64>,
+}
+
+impl Grace {
+    /// One that is over when `over` is `number` or more.
+    pub fn new(number: u64, over: Arc<AtomicU64>) -> Grace {
+        Grace { number, over }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire) >= self.number
+    }
+}
+
 /// Whether a device's marks are to be ignored. Raised by whoever notices that the device is not to be
 /// trusted, lowered when it was restarted.
-#[derive(Clone, Debug, Default)]
-pub struct Fence(Arc<AtomicBool>);
+#[derive(Clone, Default)]
+pub struct Fence(Arc<Raised>);
+
+#[derive(Default)]
+struct Raised {
+    is: AtomicBool,
+    /// Who else is told at once.
+    tell: Option<Box<dyn Fn(bool) + Send + Sync>>,
+}
 
 impl Fence {
+    /// One that also calls `tell` when it is raised or lowered, before that returns.
+    pub fn telling(tell: impl Fn(bool) + Send + Sync + 'static) -> Fence {
+        Fence(Arc::new(Raised { is: AtomicBool::new(false), tell: Some(Box::new(tell)) }))
+    }
+
     pub fn raise(&self) {
-        self.0.store(true, Ordering::Release);
+        self.set(true);
     }
 
     /// The device is to be trusted again.
     pub fn lower(&self) {
-        self.0.store(false, Ordering::Release);
+        self.set(false);
+    }
+
+    fn set(&self, raised: bool) {
+        self.0.is.store(raised, Ordering::Release);
+        if let Some(tell) = &self.0.tell {
+            tell(raised);
+        }
     }
 
     #[inline]
     pub fn is_raised(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is.load(Ordering::Acquire)
+    }
+}
+
+impl fmt::Debug for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Fence").field(&self.is_raised()).finish()
     }
 }
 
@@ -376,12 +432,14 @@ pub struct BackendSpec {
 /// Why a backend could not be opened.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("offload: {0:?} is not a kind of device; known: none, sim, chaos")]
+    #[error("offload: {0:?} is not a kind of device; known: none, sim, chaos, xdp")]
     Kind(String),
     #[error("offload {text}: {part:?} is not option=value")]
     Syntax { text: String, part: String },
     #[error("offload {kind}: option {option}={value}: {expected}")]
     Option { kind: &'static str, option: String, value: String, expected: String },
+    #[error("offload {kind}: {text}")]
+    Device { kind: &'static str, text: String },
 }
 
 impl FromStr for BackendSpec {
@@ -422,6 +480,10 @@ pub fn open(spec: &BackendSpec, epoch: Instant) -> Result<Arc<dyn Device>, OpenE
 fn open_plain(spec: &BackendSpec, epoch: Instant) -> Result<Arc<dyn Device>, OpenError> {
     match spec.kind.as_str() {
         "sim" => Ok(sim::open(sim::Options::parse(&spec.options)?, epoch)),
+        #[cfg(xdp)]
+        "xdp" => xdp::open(xdp::Options::parse(&spec.options)?, epoch),
+        #[cfg(not(xdp))]
+        "xdp" => Err(OpenError::Device { kind: "xdp", text: crate::port::NO_XDP.to_owned() }),
         _ => Err(OpenError::Kind(spec.kind.clone())),
     }
 }

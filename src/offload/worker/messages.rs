@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use futures_channel::oneshot;
 
-use super::{Attached, Flushing, Message, Worker};
+use super::{Attached, Flushing, Message, Retired, Worker};
 use crate::flow::PortNo;
 use crate::offload::backend::Unsupported;
 use crate::offload::report::{MarkPage, MarkRow};
@@ -102,7 +102,9 @@ impl Worker {
         let mut rules = 0;
         // The port may have received before it was told of, and a rule that is gone since may have stamped its frames.
         for leaving in self.quarantine.iter_mut().filter(|leaving| leaving.port.is_none_or(|port| port == number)) {
-            leaving.mark.wait_for(&queues);
+            if let Retired::Waiting(mark) = &mut leaving.mark {
+                mark.wait_for(&queues);
+            }
         }
         if self.convalescent {
             // Frames of the device's former life may wait there.

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::sync::Arc as StdArc;
 use std::time::Instant;
 
-use super::{BATCH, Leaving, PROBE, QUARANTINE_LOOK, Worker};
+use super::{BATCH, Leaving, PROBE, QUARANTINE_LOOK, Retired, Worker};
 use crate::offload::state::Standing;
 use crate::offload::table::RuleId;
 
@@ -110,10 +110,18 @@ impl Worker {
             let Some(leaving) = self.quarantine.pop_front() else { break };
             let Leaving { mark, port, mut unbinding } = leaving;
             unbinding.retain(|owner| !owner.is_delivered());
-            let mark = if unbinding.is_empty() { self.crew.release_mark(mark) } else { Err(mark) };
-            match mark {
-                Ok(()) => self.room_appeared(),
-                Err(mark) => {
+            let left = match mark {
+                Retired::UnderWay(lease, grace) if grace.is_over() => {
+                    Some(Retired::Waiting(self.quarantined(lease, port)))
+                }
+                Retired::Waiting(mark) if unbinding.is_empty() => {
+                    self.crew.release_mark(mark).err().map(Retired::Waiting)
+                }
+                mark => Some(mark),
+            };
+            match left {
+                None => self.room_appeared(),
+                Some(mark) => {
                     held = true;
                     self.quarantine.push_back(Leaving { mark, port, unbinding });
                 }

@@ -3,10 +3,11 @@
 use std::cmp::Reverse;
 use std::time::Instant;
 
-use super::{Leaving, Worker, answer};
+use super::{Leaving, Retired, Worker, answer};
+use crate::flow::PortNo;
 use crate::offload::backend::{DeleteError, Done, Install, PutError};
 use crate::offload::events::{Event, EventKind, EventRule};
-use crate::offload::mark::MarkLease;
+use crate::offload::mark::{MarkLease, Quarantined};
 use crate::offload::report::Request;
 use crate::offload::state::{FlowStats, Level, OffloadCell, Standing, Wants, since};
 use crate::offload::table::{InDevice, Owners, Rule, RuleId};
@@ -217,9 +218,17 @@ impl Worker {
     /// Puts a mark into quarantine until the receive queues of the rule's ports have turned over.
     pub(super) fn retire(&mut self, id: RuleId, lease: MarkLease, unbinding: Owners) {
         let port = self.rules.get(id).and_then(Rule::in_port);
-        let concerned = self.ports.iter().filter(|(number, _)| port.is_none_or(|port| port == **number));
-        let mark = lease.retire(concerned.flat_map(|(_, attached)| &attached.queues));
+        let mark = match self.crew.device.grace() {
+            Some(grace) => Retired::UnderWay(lease, grace),
+            None => Retired::Waiting(self.quarantined(lease, port)),
+        };
         self.quarantine.push_back(Leaving { mark, port, unbinding });
+    }
+
+    /// Every frame that carries this mark, which were of `port` if there is one, is in a receive queue now.
+    pub(super) fn quarantined(&self, lease: MarkLease, port: Option<PortNo>) -> Quarantined {
+        let concerned = self.ports.iter().filter(|(number, _)| port.is_none_or(|port| port == **number));
+        lease.retire(concerned.flat_map(|(_, attached)| &attached.queues))
     }
 
     /// The owners learn their mark.

@@ -26,7 +26,7 @@ use crate::flow::PortNo;
 use crate::offload::mark::Mark;
 use crate::offload::state::{FlowStats, Level};
 use crate::packet::BATCH;
-use crate::port::{PortInfo, RxQueue, TxQueue};
+use crate::port::{Hook, PortInfo, RxQueue, TxQueue};
 use egress::Wires;
 use nic::State;
 
@@ -86,7 +86,7 @@ impl Device for Sim {
         true
     }
 
-    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>) {
+    fn connect(&self, port: &PortInfo, mtu: usize, wire: Option<Box<dyn TxQueue>>, _hook: Option<Arc<Hook>>) {
         self.nic.connect(port, mtu, wire);
     }
 

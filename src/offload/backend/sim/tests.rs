@@ -104,7 +104,7 @@ impl Bench {
         let device = Sim::new(Arc::clone(&nic), Options::parse(&spec.options).unwrap());
         let (inner, log) = (Inner::default(), Log::default());
         for number in [2, 3] {
-            device.connect(&info(number), 100, Some(Box::new(Recorder(number, Arc::clone(&log)))));
+            device.connect(&info(number), 100, Some(Box::new(Recorder(number, Arc::clone(&log)))), None);
         }
         let queue = device.wrap_rx(&info(1), Box::new(inner.clone()));
         let backend = device.channel();
@@ -203,7 +203,7 @@ fn a_rule_to_a_port_without_a_wire_is_a_mark_and_says_which_port() {
     let (_, done) = bench.install(1, 7, Level::Full, "2,8").unwrap();
     assert_eq!(done, Done { level: Level::Mark, short: Some(Unsupported::Port(PortNo(8))) });
     assert_eq!(bench.pass(&[1]), [Some(7)]);
-    bench.device.connect(&info(8), 100, None);
+    bench.device.connect(&info(8), 100, None, None);
     assert_eq!(bench.install(2, 8, Level::Full, "8").unwrap().1.level, Level::Mark);
 }
 
@@ -243,7 +243,7 @@ fn nothing_is_sent_to_a_port_that_is_gone_and_its_packets_come_up_marked() {
     bench.device.disconnect(PortNo(2));
     assert_eq!(bench.pass(&[1, 1]), [Some(7); 2]);
     assert_eq!(bench.sent(), []);
-    bench.device.connect(&info(2), 100, Some(Box::new(Recorder(2, Arc::clone(&bench.log)))));
+    bench.device.connect(&info(2), 100, Some(Box::new(Recorder(2, Arc::clone(&bench.log)))), None);
     assert_eq!(bench.pass(&[1]), []);
     assert_eq!(bench.nic.port_counts(PortNo(1)).map(|counts| (counts.full, counts.hits)), Some((1, 2)));
 }
@@ -257,12 +257,12 @@ fn what_was_sent_to_a_port_is_counted_on_when_its_wire_is_replaced_and_anew_when
     let sent = |bench: &Bench| bench.nic.port_counts(PortNo(2)).unwrap().sent;
     let wire = |bench: &Bench| -> Option<Box<dyn TxQueue>> { Some(Box::new(Recorder(2, Arc::clone(&bench.log)))) };
     bench.pass(&[1, 1]);
-    bench.device.connect(&info(2), 100, None);
+    bench.device.connect(&info(2), 100, None, None);
     assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![Some(7)], 2));
-    bench.device.connect(&info(2), 100, wire(&bench));
+    bench.device.connect(&info(2), 100, wire(&bench), None);
     assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![], 3));
     bench.device.disconnect(PortNo(2));
-    bench.device.connect(&info(2), 100, wire(&bench));
+    bench.device.connect(&info(2), 100, wire(&bench), None);
     assert_eq!((bench.pass(&[1]), sent(&bench)), (vec![], 1));
 }
 

@@ -1,0 +1,247 @@
+//! [`Table`]: the rules that are in the program's maps, and the masks that they have.
+//!
+//! Every change ends with the program's processors having left what was before ([`Shared::settle`]): the kernel uses a removed rule's memory for
+//! the next rule at once, and a packet that had found the old one must not meet the new one there.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use super::layout::{self, MASKS, Words};
+use super::rewrite::Rewrite;
+use super::shared::Shared;
+use crate::flow::{Mask, Match};
+use crate::offload::backend::{DeleteError, Handle, PutError};
+use crate::offload::mark::Mark;
+use crate::offload::state::FlowStats;
+
+/// The rules of a device. One thread at a time: its owner is a lock.
+pub struct Table {
+    shared: Arc<Shared>,
+    rules: HashMap<Handle, Rule>,
+    masks: [Option<Tried>; MASKS],
+    capacity: usize,
+    next_handle: u64,
+    next_mask: u32,
+    /// Slots of counts that are at zero and that nobody has.
+    slots: Vec<u32>,
+}
+
+/// A rule in the maps.
+struct Rule {
+    key: [u8; layout::KEY],
+    /// The place of its mask.
+    mask: usize,
+    slot: u32,
+    mark: Mark,
+    /// What it had counted in slots before.
+    counted: FlowStats,
+}
+
+/// A mask that some rules have.
+struct Tried {
+    /// Never given twice.
+    number: u32,
+    mask: Mask,
+    words: Words,
+    rules: usize,
+    /// How often it was hit when the masks were last put in order, and before its first rule.
+    hits: u64,
+    /// Hits between the last two times.
+    recent: u64,
+}
+
+impl Table {
+    pub fn new(shared: Arc<Shared>, capacity: usize) -> Table {
+        Table {
+            shared,
+            rules: HashMap::new(),
+            masks: std::array::from_fn(|_| None),
+            capacity,
+            next_handle: 0,
+            next_mask: 0,
+            slots: (0..=capacity as u32).rev().collect(),
+        }
+    }
+
+    pub fn put(&mut self, matching: &Match, mark: Mark, rewrite: &Rewrite, out: u32) -> Result<Handle, PutError> {
+        if self.rules.len() == self.capacity {
+            return Err(PutError::NoRoom);
+        }
+        let Some(slot) = self.slots.pop() else { return Err(PutError::NoRoom) };
+        self.insert(matching, mark, &rewrite.rule(slot, mark.0.get(), out), slot).inspect_err(|_| self.slots.push(slot))
+    }
+
+    fn insert(
+        &mut self,
+        matching: &Match,
+        mark: Mark,
+        rule: &[u8; layout::RULE],
+        slot: u32,
+    ) -> Result<Handle, PutError> {
+        let (mask, new) = self.mask_of(matching.mask()).ok_or(PutError::NoRoom)?;
+        let number = self.masks[mask].as_ref().map_or(0, |tried| tried.number);
+        let key = layout::bytes(&layout::words(matching.key().words(), number));
+        let put = self.shared.rules.insert(&key, rule).map_err(|error| match error.raw_os_error() {
+            Some(libc::E2BIG) => PutError::NoRoom,
+            Some(libc::EEXIST) => PutError::Device("there is a rule of that match".to_owned()),
+            _ => PutError::Device(format!("putting a rule: {error}")),
+        });
+        let put = put.and_then(|()| match new {
+            false => Ok(()),
+            true => self.publish().map_err(|error| {
+                // Not tried by anybody, so found by nobody.
+                let _ = self.shared.rules.delete(&key);
+                PutError::Device(error.to_string())
+            }),
+        });
+        if let Err(error) = put {
+            if new {
+                self.masks[mask] = None;
+            }
+            return Err(error);
+        }
+        if let Some(tried) = &mut self.masks[mask] {
+            tried.rules += 1;
+        }
+        self.next_handle += 1;
+        let handle = Handle(self.next_handle);
+        self.rules.insert(handle, Rule { key, mask, slot, mark, counted: FlowStats::default() });
+        Ok(handle)
+    }
+
+    /// The place of this mask, and whether nobody tries it yet. `None`: there are too many.
+    fn mask_of(&mut self, mask: &Mask) -> Option<(usize, bool)> {
+        let mut free = None;
+        for (place, tried) in self.masks.iter().enumerate() {
+            match tried {
+                Some(tried) if tried.mask == *mask => return Some((place, false)),
+                None => free = free.or(Some(place)),
+                Some(_) => {}
+            }
+        }
+        let place = free?;
+        self.next_mask += 1;
+        self.masks[place] = Some(Tried {
+            number: self.next_mask,
+            mask: *mask,
+            words: layout::words(mask.words(), 0),
+            rules: 0,
+            hits: self.shared.mask_hits(place),
+            recent: 0,
+        });
+        Some((place, true))
+    }
+
+    /// Tells the program the masks, the most hit first.
+    fn publish(&self) -> io::Result<()> {
+        let mut masks: Vec<_> =
+            self.masks.iter().enumerate().filter_map(|(slot, tried)| Some((slot, tried.as_ref()?))).collect();
+        masks.sort_by_key(|(_, tried)| (std::cmp::Reverse(tried.recent), tried.number));
+        let masks: Vec<_> = masks.into_iter().map(|(slot, tried)| (tried.number, slot, tried.words)).collect();
+        self.shared.publish(&masks)
+    }
+
+    /// Puts the masks in the order of their hits since the last call.
+    pub fn reorder(&mut self) {
+        let mut recent = Vec::new();
+        for (slot, tried) in self.masks.iter_mut().enumerate() {
+            let Some(tried) = tried else { continue };
+            let hits = self.shared.mask_hits(slot);
+            tried.recent = hits.saturating_sub(std::mem::replace(&mut tried.hits, hits));
+            recent.push(tried.recent);
+        }
+        if recent.len() > 1 && recent.iter().any(|hits| *hits > 0)
+            // They stay as they are, and work as well.
+            && let Err(error) = self.publish()
+        {
+            log::debug!(target: "xdp", "masks in the order of their hits: {error}");
+        }
+    }
+
+    /// Gives a rule another mark and rewrite. Answers with what it had counted until then.
+    pub fn replace(&mut self, handle: Handle, mark: Mark, rewrite: &Rewrite, out: u32) -> Result<FlowStats, PutError> {
+        let device = |text: String| PutError::Device(text);
+        let Some(rule) = self.rules.get_mut(&handle) else { return Err(device("there is no such rule".to_owned())) };
+        // There is one more than rules.
+        let Some(slot) = self.slots.pop() else { return Err(device("no place for counts".to_owned())) };
+        let put = self.shared.rules.update(&rule.key, &rewrite.rule(slot, mark.0.get(), out));
+        if let Err(error) = put {
+            self.slots.push(slot);
+            return Err(device(format!("replacing a rule: {error}")));
+        }
+        let before = std::mem::replace(&mut rule.slot, slot);
+        rule.mark = mark;
+        // The rule stands as it is wanted; what the old one is still counting is lost at worst.
+        let settled = self.shared.settle();
+        rule.counted = sum(rule.counted, self.shared.counted(before));
+        let counted = rule.counted;
+        if settled.is_ok() {
+            self.shared.clear(before);
+            self.slots.push(before);
+        }
+        Ok(counted)
+    }
+
+    /// Removes a rule. Answers with all that it counted.
+    pub fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
+        let Some(rule) = self.rules.get(&handle) else { return Ok(FlowStats::default()) };
+        self.remove(&rule.key)?;
+        self.shared.settle().map_err(|error| DeleteError(error.to_string()))?;
+        let Some(rule) = self.rules.remove(&handle) else { return Ok(FlowStats::default()) };
+        let counted = sum(rule.counted, self.shared.counted(rule.slot));
+        self.forget(rule);
+        Ok(counted)
+    }
+
+    /// Removes all of `handles`, waiting once.
+    pub fn flush(&mut self, handles: &[Handle]) -> Result<(), DeleteError> {
+        for rule in handles.iter().filter_map(|handle| self.rules.get(handle)) {
+            self.remove(&rule.key)?;
+        }
+        self.shared.settle().map_err(|error| DeleteError(error.to_string()))?;
+        for handle in handles {
+            if let Some(rule) = self.rules.remove(handle) {
+                self.forget(rule);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a rule out of the program's sight.
+    fn remove(&self, key: &[u8; layout::KEY]) -> Result<(), DeleteError> {
+        match self.shared.rules.delete(key) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DeleteError(error.to_string())),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a rule had is free again: no program sees it any more.
+    fn forget(&mut self, rule: Rule) {
+        self.shared.clear(rule.slot);
+        self.slots.push(rule.slot);
+        let Some(tried) = &mut self.masks[rule.mask] else { return };
+        tried.rules -= 1;
+        if tried.rules == 0 {
+            self.masks[rule.mask] = None;
+            // A mask without rules is tried in vain, and nothing worse.
+            let _ = self.publish();
+        }
+    }
+
+    pub fn counted(&self, handle: Handle) -> FlowStats {
+        self.rules.get(&handle).map_or(FlowStats::default(), |rule| sum(rule.counted, self.shared.counted(rule.slot)))
+    }
+
+    pub fn handles(&self) -> Vec<Handle> {
+        self.rules.keys().copied().collect()
+    }
+
+    pub fn marks(&self) -> Vec<Mark> {
+        self.rules.values().map(|rule| rule.mark).collect()
+    }
+}
+
+fn sum(a: FlowStats, b: FlowStats) -> FlowStats {
+    FlowStats { packets: a.packets + b.packets, bytes: a.bytes + b.bytes, used_ns: a.used_ns.max(b.used_ns) }
+}
