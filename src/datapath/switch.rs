@@ -338,6 +338,7 @@ impl Switch {
     /// about once a second.
     pub fn refresh_ports(&self, now: Instant) {
         for (number, open) in &mut self.ports().open {
+            open.port.look_after();
             let mtu = open.port.mtu();
             open.limits.mtu.store(mtu as u32, Ordering::Relaxed);
             if let Some(device) = &self.device {

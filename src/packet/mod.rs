@@ -18,8 +18,12 @@ pub mod extract;
 pub mod pool;
 pub mod segment;
 
+use std::sync::Arc;
+
 use crate::flow::PortNo;
 use crate::offload::mark::Mark;
+use crate::sys::buffer::Buffer;
+use crate::sys::umem::{Frame, Umem};
 
 pub use pool::Pool;
 
@@ -34,7 +38,7 @@ pub const MAX_FRAME: usize = 65_536 + 256;
 
 /// One frame, with room in front of it.
 pub struct Packet {
-    buffer: Box<[u8]>,
+    buffer: Buffer,
     start: u32,
     end: u32,
     pub meta: Meta,
@@ -94,7 +98,8 @@ impl Packet {
     ///
     /// # Panics
     /// If `buffer` is shorter than [`HEADROOM`]; pools hand out none.
-    pub fn new(buffer: Box<[u8]>) -> Packet {
+    pub fn new(buffer: impl Into<Buffer>) -> Packet {
+        let buffer = buffer.into();
         assert!(buffer.len() >= HEADROOM, "a packet buffer has headroom");
         Packet { buffer, start: HEADROOM as u32, end: HEADROOM as u32, meta: Meta::default() }
     }
@@ -104,18 +109,27 @@ impl Packet {
         let mut buffer = vec![0; HEADROOM + frame.len()].into_boxed_slice();
         buffer[HEADROOM..].copy_from_slice(frame);
         let end = buffer.len() as u32;
-        Packet { buffer, start: HEADROOM as u32, end, meta: Meta::default() }
+        Packet { buffer: buffer.into(), start: HEADROOM as u32, end, meta: Meta::default() }
+    }
+
+    /// The frame that a device left in `buffer`: `len` bytes from `at`, as far as they are inside.
+    #[inline]
+    pub fn received(buffer: impl Into<Buffer>, at: usize, len: usize) -> Packet {
+        let buffer = buffer.into();
+        let start = at.min(buffer.len());
+        let end = (start + len).min(buffer.len());
+        Packet { buffer, start: start as u32, end: end as u32, meta: Meta::default() }
     }
 
     /// The frame.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start as usize..self.end as usize]
+        &self.buffer.bytes()[self.start as usize..self.end as usize]
     }
 
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start as usize..self.end as usize]
+        &mut self.buffer.bytes_mut()[self.start as usize..self.end as usize]
     }
 
     #[inline]
@@ -137,7 +151,7 @@ impl Packet {
     /// Everything behind the current start of the frame, for a port to receive into; then say how much with [`Packet::set_len`].
     #[inline]
     pub fn room_mut(&mut self) -> &mut [u8] {
-        &mut self.buffer[self.start as usize..]
+        &mut self.buffer.bytes_mut()[self.start as usize..]
     }
 
     /// How long a frame could stand at the current start.
@@ -176,8 +190,24 @@ impl Packet {
         self.meta = Meta::default();
     }
 
+    /// The chunk of `umem` that it stands in, where in it, and how long it is.
+    ///
+    /// # Errors
+    /// It stands in other memory.
+    #[inline]
+    pub fn into_frame(self, umem: &Arc<Umem>) -> Result<(Frame, usize, usize), Packet> {
+        if !self.buffer.is_of(umem) {
+            return Err(self);
+        }
+        let (start, end, meta) = (self.start, self.end, self.meta);
+        match self.buffer.into_frame() {
+            Ok(frame) => Ok((frame, start as usize, (end - start) as usize)),
+            Err(buffer) => Err(Packet { buffer, start, end, meta }),
+        }
+    }
+
     /// The bare buffer.
-    pub fn into_buffer(self) -> Box<[u8]> {
+    pub fn into_buffer(self) -> Buffer {
         self.buffer
     }
 }

@@ -2,12 +2,16 @@
 //!
 //! A poller owns one pool; receiving takes from it, sending and dropping give back to it, so that the hit path
 //! allocates nothing once the pool is warm. Two sizes: [`SMALL`] for ordinary frames, [`JUMBO`] for frames that a
-//! kernel left unsegmented.
+//! kernel left unsegmented. Chunks of memory that is shared with the kernel are kept apart, for the ports that receive into them.
 //!
 //! # Thread-safety
 //! One owner. Buffers may come from another poller's pool; each keeps at most [`KEPT`] of a size and frees the rest.
 
+use std::sync::Arc;
+
 use super::{HEADROOM, MAX_FRAME, Packet};
+use crate::sys::buffer::Buffer;
+use crate::sys::umem::{CHUNK, Frame, Umem};
 
 /// Bytes of an ordinary buffer, headroom included: a frame of a 1,500-byte MTU with room to spare.
 pub const SMALL: usize = HEADROOM + 2_048 - 64;
@@ -21,24 +25,31 @@ pub const KEPT: usize = 1_024;
 /// Free packet buffers of one poller.
 #[derive(Default)]
 pub struct Pool {
-    small: Vec<Box<[u8]>>,
-    jumbo: Vec<Box<[u8]>>,
+    small: Vec<Buffer>,
+    jumbo: Vec<Buffer>,
+    chunks: Vec<Chunks>,
+}
+
+/// Chunks of one memory; mostly there is one.
+struct Chunks {
+    umem: Arc<Umem>,
+    frames: Vec<Frame>,
 }
 
 impl Pool {
     pub fn new() -> Pool {
-        Pool { small: Vec::with_capacity(KEPT), jumbo: Vec::new() }
+        Pool { small: Vec::with_capacity(KEPT), jumbo: Vec::new(), chunks: Vec::new() }
     }
 
     /// An empty packet that can hold an ordinary frame.
     #[inline]
     pub fn take(&mut self) -> Packet {
-        Packet::new(self.small.pop().unwrap_or_else(|| vec![0; SMALL].into_boxed_slice()))
+        Packet::new(self.small.pop().unwrap_or_else(|| vec![0; SMALL].into_boxed_slice().into()))
     }
 
     /// An empty packet that can hold any frame.
     pub fn take_jumbo(&mut self) -> Packet {
-        Packet::new(self.jumbo.pop().unwrap_or_else(|| vec![0; JUMBO].into_boxed_slice()))
+        Packet::new(self.jumbo.pop().unwrap_or_else(|| vec![0; JUMBO].into_boxed_slice().into()))
     }
 
     /// An empty packet for a frame of `len` bytes; `None` above [`MAX_FRAME`].
@@ -68,7 +79,34 @@ impl Pool {
         match buffer.len() {
             SMALL if self.small.len() < KEPT => self.small.push(buffer),
             JUMBO if self.jumbo.len() < KEPT / 8 => self.jumbo.push(buffer),
+            CHUNK => {
+                if let Ok(frame) = buffer.into_frame() {
+                    self.give_frame(frame);
+                }
+            }
             _ => drop(buffer),
+        }
+    }
+
+    /// A chunk of this memory; `None`: all are in use.
+    #[inline]
+    pub fn take_frame(&mut self, umem: &Arc<Umem>) -> Option<Frame> {
+        let kept = self.chunks.iter_mut().find(|chunks| Arc::ptr_eq(&chunks.umem, umem));
+        kept.and_then(|chunks| chunks.frames.pop()).or_else(|| umem.take())
+    }
+
+    /// Gives a chunk back.
+    #[inline]
+    pub fn give_frame(&mut self, frame: Frame) {
+        match self.chunks.iter_mut().find(|chunks| Arc::ptr_eq(&chunks.umem, frame.umem())) {
+            Some(chunks) if chunks.frames.len() < KEPT => chunks.frames.push(frame),
+            Some(_) => drop(frame),
+            None => {
+                let umem = Arc::clone(frame.umem());
+                let mut frames = Vec::with_capacity(KEPT);
+                frames.push(frame);
+                self.chunks.push(Chunks { umem, frames });
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! - [`pcap`]: capture files
 //! - [`tap`]: a TAP interface of our own
 //! - [`packet_socket`]: AF_PACKET on an existing interface
+//! - `xsk`: AF_XDP on an existing interface, where it is built in
 //! - [`handoff`]: one transmit queue for all pollers, where a device has no more
 //! - [`capture`], [`generator`], [`pace`], [`vnet`]: capture files, made-up traffic, frames a second, virtio-net headers
 //!
@@ -23,6 +24,8 @@ pub mod sim;
 pub mod spec;
 pub mod tap;
 pub mod vnet;
+#[cfg(xdp)]
+pub mod xsk;
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -96,6 +99,9 @@ pub trait Port: Send {
     fn hook(&self) -> Option<Arc<Hook>> {
         None
     }
+
+    /// Repairs what others may have broken. Called about once a second.
+    fn look_after(&mut self) {}
 
     /// Device settings worth showing, as `(name, value)`.
     fn details(&self) -> Vec<(&'static str, String)> {
@@ -259,6 +265,10 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         Kind::Pcap => pcap::open(spec, number),
         Kind::Tap => tap::open(spec, number),
         Kind::Packet => packet_socket::open(spec, number),
+        #[cfg(xdp)]
+        Kind::Xsk => xsk::open(spec, number),
+        #[cfg(not(xdp))]
+        Kind::Xsk => Err(spec.wrong(NO_XDP)),
     }
 }
 

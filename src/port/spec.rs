@@ -20,6 +20,7 @@ pub enum Kind {
     Pcap,
     Tap,
     Packet,
+    Xsk,
 }
 
 /// A port as it was asked for.
@@ -52,7 +53,7 @@ pub enum SpecError {
 
 impl Kind {
     /// Every kind, in the order shown to people.
-    pub const ALL: [Kind; 4] = [Kind::Packet, Kind::Tap, Kind::Pcap, Kind::Sim];
+    pub const ALL: [Kind; 5] = [Kind::Packet, Kind::Xsk, Kind::Tap, Kind::Pcap, Kind::Sim];
 
     /// The names that `type=` takes, the proper one first.
     pub fn names(self) -> &'static [&'static str] {
@@ -61,6 +62,7 @@ impl Kind {
             Kind::Pcap => &["pcap"],
             Kind::Tap => &["tap"],
             Kind::Packet => &["packet", "system"],
+            Kind::Xsk => &["xsk", "afxdp"],
         }
     }
 
@@ -71,12 +73,13 @@ impl Kind {
             Kind::Pcap => super::pcap::OPTIONS,
             Kind::Tap => super::tap::OPTIONS,
             Kind::Packet => super::packet_socket::OPTIONS,
+            Kind::Xsk => &["queues", "xdp-mode", "ring", "use-need-wakeup", "busy-poll", "force"],
         }
     }
 
     /// Whether the port's name is a Linux interface's name.
     fn is_interface(self) -> bool {
-        matches!(self, Kind::Tap | Kind::Packet)
+        matches!(self, Kind::Tap | Kind::Packet | Kind::Xsk)
     }
 }
 

@@ -4,6 +4,8 @@
 //!
 //! - [`stack`]: reference-counted nodes passed between threads without a lock and without an allocation
 //! - [`bpf`]: maps and their memory, links, test runs: what bpf(2) is asked beside loading programs
+//! - [`umem`]: memory that AF_XDP sockets share with the kernel, in owned chunks; [`xsk`]: those sockets and their rings
+//! - [`buffer`]: a packet's memory, whether of the heap or such a chunk
 //! - [`mmsg`]: many messages in one system call
 //! - [`packet`]: what is peculiar to AF_PACKET sockets
 //! - [`ring`]: frames that such a socket leaves in shared memory
@@ -14,6 +16,7 @@
 
 #[cfg(xdp)]
 pub mod bpf;
+pub mod buffer;
 pub mod mmsg;
 pub mod netdev;
 pub mod packet;
@@ -21,3 +24,6 @@ pub mod peer;
 pub mod ring;
 pub mod stack;
 pub mod tap;
+pub mod umem;
+#[cfg(xdp)]
+pub mod xsk;

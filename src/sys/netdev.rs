@@ -26,6 +26,33 @@ pub fn is_ethernet(socket: impl AsFd, name: &str) -> io::Result<bool> {
     Ok([libc::ARPHRD_ETHER, libc::ARPHRD_LOOPBACK].contains(&family))
 }
 
+/// How many receive queues are in use.
+///
+/// # Errors
+/// Among others `EOPNOTSUPP`, for drivers that do not tell.
+pub fn rx_queues(socket: impl AsFd, name: &str) -> io::Result<u32> {
+    /// `struct ethtool_channels`.
+    #[derive(Default)]
+    #[repr(C)]
+    struct Channels {
+        command: u32,
+        /// Received, sent, other, combined.
+        most: [u32; 4],
+        rx: u32,
+        tx: u32,
+        other: u32,
+        combined: u32,
+    }
+    /// `ETHTOOL_GCHANNELS`.
+    const GET_CHANNELS: u32 = 0x3c;
+    let mut channels = Channels { command: GET_CHANNELS, ..Channels::default() };
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = (&raw mut channels).cast();
+    // The kernel follows the pointer, to a structure of the length that the command takes and that lives and is ours alone during the call.
+    call(socket, libc::SIOCETHTOOL, &mut request)?;
+    Ok(channels.rx.saturating_add(channels.combined))
+}
+
 /// Sets the interface up.
 pub fn set_up(socket: impl AsFd, name: &str) -> io::Result<()> {
     let mut request = request(name)?;

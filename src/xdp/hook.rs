@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::netlink;
 use super::object::{LoadError, Object};
 use crate::sys::bpf::{Map, XdpLink};
+use crate::sys::xsk::Socket;
 
 /// A program attached to an interface by a `bpf_link`, and the sockets that it gives frames to. Detached when it is dropped, and by the
 /// kernel when the process ends, however that comes.
@@ -16,14 +17,20 @@ use crate::sys::bpf::{Map, XdpLink};
 /// # Thread-safety
 /// Shared by the port, its queues and the device. Pollers call [`Hook::generation`] alone.
 pub struct Hook {
-    link: XdpLink,
+    state: Mutex<State>,
     interface: u32,
     mode: Mode,
     plain: Object,
     /// The plain program's.
     sockets: Map,
-    queues: Mutex<Vec<(u32, Arc<OwnedFd>)>>,
     generation: AtomicU32,
+}
+
+struct State {
+    link: XdpLink,
+    /// What runs, unless it is the plain program.
+    other: Option<OwnedFd>,
+    queues: Vec<(u32, Arc<Socket>)>,
 }
 
 /// Where the program runs.
@@ -101,8 +108,8 @@ impl Hook {
             match XdpLink::attach(plain.program()?, interface, mode.flags()) {
                 Ok(link) => {
                     let (sockets, mode) = (plain.map("sockets")?, *mode);
-                    let (queues, generation) = (Mutex::default(), AtomicU32::new(0));
-                    return Ok(Hook { link, interface, mode, plain, sockets, queues, generation });
+                    let state = Mutex::new(State { link, other: None, queues: Vec::new() });
+                    return Ok(Hook { state, interface, mode, plain, sockets, generation: AtomicU32::new(0) });
                 }
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
                     return Err(AttachError::Taken(netlink::attached_program(interface)?));
@@ -121,24 +128,24 @@ impl Hook {
         self.mode
     }
 
-    fn queues(&self) -> MutexGuard<'_, Vec<(u32, Arc<OwnedFd>)>> {
-        // A list, whole at any moment.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Whole at any moment.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Frames of this receive queue go to that AF_XDP socket from now on.
+    /// Frames of this receive queue go to that socket from now on. It stays open for as long as the hook.
     ///
     /// # Errors
-    /// A queue beyond 64, or not such a socket.
-    pub fn add_socket(&self, queue: u32, socket: Arc<OwnedFd>) -> io::Result<()> {
-        self.sockets.update(&queue.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())?;
-        self.queues().push((queue, socket));
+    /// A queue beyond 64.
+    pub fn add_socket(&self, queue: u32, socket: Arc<Socket>) -> io::Result<()> {
+        self.sockets.update(&queue.to_ne_bytes(), &socket.as_fd().as_raw_fd().to_ne_bytes())?;
+        self.state().queues.push((queue, socket));
         Ok(())
     }
 
     /// The sockets there are, with their queues.
-    pub fn sockets(&self) -> Vec<(u32, Arc<OwnedFd>)> {
-        self.queues().clone()
+    pub fn sockets(&self) -> Vec<(u32, Arc<Socket>)> {
+        self.state().queues.clone()
     }
 
     /// What stands behind the mark in front of a frame that is marked now; 0: no frame is.
@@ -157,7 +164,10 @@ impl Hook {
     /// # Errors
     /// The interface is gone, or somebody has detached us; or this interface does not take the program.
     pub fn run(&self, program: BorrowedFd<'_>) -> io::Result<()> {
-        self.link.update(program)
+        let mut state = self.state();
+        state.link.update(program)?;
+        state.other = Some(program.try_clone_to_owned()?);
+        Ok(())
     }
 
     /// The plain program runs again.
@@ -165,11 +175,28 @@ impl Hook {
     /// # Errors
     /// As of [`Hook::run`].
     pub fn run_plain(&self) -> io::Result<()> {
-        self.link.update(self.plain.program()?)
+        let mut state = self.state();
+        // Also where the link is broken: this is what is attached again.
+        state.other = None;
+        state.link.update(self.plain.program()?)
     }
 
     /// Whether a program of ours is still attached.
     pub fn is_attached(&self) -> bool {
-        self.link.info().is_ok_and(|info| info.interface == self.interface)
+        self.state().link.info().is_ok_and(|info| info.interface == self.interface)
+    }
+
+    /// Attaches what ran last, after somebody detached it.
+    ///
+    /// # Errors
+    /// The interface is gone, or another program is attached.
+    pub fn attach_again(&self) -> io::Result<()> {
+        let mut state = self.state();
+        let program = match &state.other {
+            Some(other) => other.as_fd(),
+            None => self.plain.program()?,
+        };
+        state.link = XdpLink::attach(program, self.interface, self.mode.flags())?;
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
 use super::layout::{self, PORTS, QUEUES};
@@ -59,7 +59,7 @@ impl Ports {
     fn begin(&mut self, slot: usize, hook: &Hook) -> io::Result<()> {
         for (queue, socket) in hook.sockets() {
             let place = (slot * QUEUES) as u32 + queue;
-            self.shared.sockets.update(&place.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes())?;
+            self.shared.sockets.update(&place.to_ne_bytes(), &socket.as_fd().as_raw_fd().to_ne_bytes())?;
             if let Some(served) = self.served.values_mut().find(|served| served.slot == slot) {
                 served.queues.push(place);
             }

@@ -1,0 +1,567 @@
+//! AF_XDP sockets and their rings (`Documentation/networking/af_xdp.rst` of the kernel).
+//!
+//! ```text
+//!            Receiver, one thread's                          Sender, one thread's
+//!   free ─► fill ring ─► kernel ─► receive ring ─►     ─► send ring ─► kernel ─► completion ring ─► free
+//! ```
+//!
+//! Each ring has one producer and one consumer, of which the kernel is one. A ring is seen through a copy of the other side's index that is
+//! refreshed when it seems full or empty, and what was done is told once a batch.
+//!
+//! # Thread-safety
+//! A [`Receiver`] and a [`Sender`] have one owner each. A [`Socket`] is shared, and closed with its last owner.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use libc::{c_int, c_void, socklen_t};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::net::xdp::{
+    SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
+    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions, XdpOptionsFlags, XdpRingFlags,
+    XdpRingOffset, XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
+};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with, sockopt,
+};
+
+use super::netdev::checked;
+use super::umem::{CHUNK, Frame, Lent, Umem};
+
+/// Where a received frame begins in its chunk: the kernel keeps that much for programs (`XDP_PACKET_HEADROOM`).
+pub const FRAME_AT: usize = 256;
+
+/// The bytes in front of a received frame in which a program may leave a word for us.
+pub const METADATA: std::ops::Range<usize> = FRAME_AT - 8..FRAME_AT;
+
+/// The longest piece of a frame that one chunk holds, in bytes.
+pub const PIECE: usize = CHUNK - FRAME_AT;
+
+/// The most calls that push out what waits to be sent; the kernel sends 32 frames or more with each.
+const KICKS: usize = 64;
+
+/// What is asked of a socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Setup {
+    /// Places in each of the four rings, a power of two.
+    pub ring: u32,
+    /// `Some(true)`: frames are not copied; `Some(false)`: they are; `None`: as the driver can.
+    pub zero_copy: Option<bool>,
+    /// The kernel says when it wants to be called.
+    pub need_wakeup: bool,
+    /// Frames may have several pieces.
+    pub pieces: bool,
+    /// How long the kernel polls the device when it is called; zero: interrupts wake it.
+    pub busy_poll: Duration,
+}
+
+impl Setup {
+    /// Whether sockets of both kinds can be of one registration of the memory, of which the kernel keeps these.
+    fn shares_with(&self, other: &Setup) -> bool {
+        let kept = |setup: &Setup| (setup.zero_copy, setup.need_wakeup, setup.pieces);
+        kept(self) == kept(other)
+    }
+}
+
+/// Memory, and the sockets that use it. It is registered with the kernel once for all that share a setup, and chunks of it are good for all.
+///
+/// # Thread-safety
+/// Shared; opening a socket takes a lock.
+pub struct Group {
+    umem: Arc<Umem>,
+    sockets: Mutex<Vec<(Setup, Weak<Socket>)>>,
+}
+
+impl Group {
+    pub fn new(umem: Arc<Umem>) -> Group {
+        Group { umem, sockets: Mutex::default() }
+    }
+
+    pub fn umem(&self) -> &Arc<Umem> {
+        &self.umem
+    }
+
+    /// Opens a socket for a queue of the interface of this index.
+    ///
+    /// # Errors
+    /// `EBUSY`: the queue has a socket, or had one until a moment ago. `EOPNOTSUPP`, `EINVAL`: not like that. `ENOBUFS`: more memory than may be locked.
+    pub fn open(&self, interface: u32, queue: u32, setup: &Setup) -> io::Result<(Receiver, Sender)> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        sockets.retain(|(_, socket)| socket.strong_count() > 0);
+        let first = sockets.iter().filter(|(of, _)| of.shares_with(setup)).find_map(|(_, first)| first.upgrade());
+        let opening = Opening { interface, queue, setup };
+        let (rings, fd) = match first {
+            None => opening.bind_first(&self.umem)?,
+            Some(first) => match opening.bind_shared(&first) {
+                // Its interface is gone, so it shares with nobody; this one begins anew with the same memory.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => opening.bind_first(&self.umem)?,
+                other => other?,
+            },
+        };
+        let socket = Arc::new(Socket { fd, left: Mutex::default() });
+        // In front: the next shares with one that is known to be bound.
+        sockets.insert(0, (*setup, Arc::downgrade(&socket)));
+        let Rings { fill, receive, send, completion } = rings;
+        let receiver = Receiver {
+            fill,
+            ring: receive,
+            lent: Some(Lent::new(&self.umem)),
+            socket: Arc::clone(&socket),
+            polls: !setup.busy_poll.is_zero(),
+            strange: 0,
+        };
+        let sender = Sender { ring: send, completion, lent: Lent::new(&self.umem), socket, strange: 0 };
+        Ok((receiver, sender))
+    }
+}
+
+struct Opening<'a> {
+    interface: u32,
+    queue: u32,
+    setup: &'a Setup,
+}
+
+struct Rings {
+    fill: Ring<u64>,
+    receive: Ring<XdpDesc>,
+    send: Ring<XdpDesc>,
+    completion: Ring<u64>,
+}
+
+impl Opening<'_> {
+    fn bind_first(&self, umem: &Umem) -> io::Result<(Rings, OwnedFd)> {
+        let socket = self.socket()?;
+        let (addr, len) = umem.area();
+        let flags = XdpUmemRegFlags::empty();
+        let register = XdpUmemReg { addr, len, chunk_size: CHUNK as u32, headroom: 0, flags, tx_metadata_len: 0 };
+        sockopt::set_xdp_umem_reg(&socket, register)?;
+        let rings = self.rings(&socket)?;
+        let mut flags = SocketAddrXdpFlags::empty();
+        flags.set(SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, self.setup.need_wakeup);
+        flags.set(SocketAddrXdpFlags::XDP_USE_SG, self.setup.pieces);
+        match self.setup.zero_copy {
+            Some(true) => flags |= SocketAddrXdpFlags::XDP_ZEROCOPY,
+            Some(false) => flags |= SocketAddrXdpFlags::XDP_COPY,
+            None => {}
+        }
+        bind(&socket, &SocketAddrXdp::new(flags, self.interface, self.queue))?;
+        Ok((rings, socket))
+    }
+
+    /// Binds with the memory, and so with the flags, of `first`.
+    fn bind_shared(&self, first: &Socket) -> io::Result<(Rings, OwnedFd)> {
+        let socket = self.socket()?;
+        let rings = self.rings(&socket)?;
+        let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, self.interface, self.queue);
+        bind(&socket, &SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: first.fd.as_fd() })?;
+        Ok((rings, socket))
+    }
+
+    fn socket(&self) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?)
+    }
+
+    fn rings(&self, socket: &OwnedFd) -> io::Result<Rings> {
+        let ring = self.setup.ring;
+        sockopt::set_xdp_umem_fill_ring_size(socket, ring)?;
+        sockopt::set_xdp_umem_completion_ring_size(socket, ring)?;
+        sockopt::set_xdp_rx_ring_size(socket, ring)?;
+        sockopt::set_xdp_tx_ring_size(socket, ring)?;
+        if !self.setup.busy_poll.is_zero() {
+            let micros = self.setup.busy_poll.as_micros().min(i32::MAX as u128) as c_int;
+            set_option(socket, libc::SO_PREFER_BUSY_POLL, 1)?;
+            set_option(socket, libc::SO_BUSY_POLL, micros)?;
+            set_option(socket, libc::SO_BUSY_POLL_BUDGET, 64)?;
+        }
+        let at = sockopt::xdp_mmap_offsets(socket)?;
+        Ok(Rings {
+            fill: Ring::map(socket, &at.fr, XDP_UMEM_PGOFF_FILL_RING, ring, Side::Producer)?,
+            completion: Ring::map(socket, &at.cr, XDP_UMEM_PGOFF_COMPLETION_RING, ring, Side::Consumer)?,
+            receive: Ring::map(socket, &at.rx, XDP_PGOFF_RX_RING, ring, Side::Consumer)?,
+            send: Ring::map(socket, &at.tx, XDP_PGOFF_TX_RING, ring, Side::Producer)?,
+        })
+    }
+}
+
+/// An option of the socket's own level, a number.
+fn set_option(socket: &OwnedFd, option: c_int, value: c_int) -> io::Result<()> {
+    let (pointer, len) = ((&raw const value).cast::<c_void>(), size_of::<c_int>() as socklen_t);
+    // SAFETY: the pointer is to a number of the length given, which lives during the call and is only read.
+    checked(unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, option, pointer, len) }).map(drop)
+}
+
+/// A bound socket.
+pub struct Socket {
+    /// Closed before what is below is dropped.
+    fd: OwnedFd,
+    /// What the kernel was lent to receive into. It writes there no more once the socket is closed, which waits for it.
+    left: Mutex<Vec<Homeward>>,
+}
+
+/// Frames that are free when this is dropped.
+struct Homeward(Option<Lent>);
+
+impl Drop for Homeward {
+    fn drop(&mut self) {
+        if let Some(lent) = self.0.take() {
+            lent.come_home();
+        }
+    }
+}
+
+impl Socket {
+    pub fn statistics(&self) -> io::Result<XdpStatistics> {
+        Ok(sockopt::xdp_statistics(&self.fd)?)
+    }
+
+    /// Whether the device reads and writes the memory itself.
+    pub fn is_zero_copy(&self) -> bool {
+        sockopt::xdp_options(&self.fd).is_ok_and(|flags| flags.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
+    }
+
+    /// What has gone wrong since it was last asked.
+    ///
+    /// # Errors
+    /// `ENETDOWN`: the interface is gone.
+    pub fn error(&self) -> io::Result<()> {
+        Ok(sockopt::socket_error(&self.fd)??)
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// A received piece of a frame.
+pub struct Received {
+    pub frame: Frame,
+    /// Where the piece begins in its chunk, and how long it is; inside the chunk.
+    pub at: usize,
+    pub len: usize,
+    /// The next piece goes on with this one.
+    pub more: bool,
+}
+
+/// The receiving side of a socket.
+pub struct Receiver {
+    fill: Ring<u64>,
+    ring: Ring<XdpDesc>,
+    /// `None` only while it is dropped.
+    lent: Option<Lent>,
+    socket: Arc<Socket>,
+    /// The kernel polls the device when it is called, and at no other time.
+    polls: bool,
+    /// Descriptors that make no sense.
+    strange: u64,
+}
+
+impl Receiver {
+    pub fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Descriptors so far that named no chunk that was lent. No kernel is known to make them.
+    pub fn strange(&self) -> u64 {
+        self.strange
+    }
+
+    /// Lends the kernel frames to receive into, until the ring is full or `frame` has none. What was in front of a frame that was there before is
+    /// wiped out.
+    pub fn refill(&mut self, mut frame: impl FnMut() -> Option<Frame>) {
+        let Some(lent) = &mut self.lent else { return };
+        let mut filled = 0;
+        while self.fill.has_room(filled) {
+            let Some(mut next) = frame() else { break };
+            next.bytes_mut()[METADATA].fill(0);
+            match lent.lend(next) {
+                Ok(address) => self.fill.put(filled, address),
+                // Of other memory: not what was asked for.
+                Err(_) => continue,
+            }
+            filled += 1;
+        }
+        self.fill.tell(filled);
+    }
+
+    /// Takes up to `most` pieces in order of arrival. Answers with how many were there.
+    #[inline]
+    pub fn receive(&mut self, most: usize, mut each: impl FnMut(Received)) -> usize {
+        let Some(lent) = &mut self.lent else { return 0 };
+        let there = self.ring.waiting(most as u32);
+        for i in 0..there {
+            let desc: XdpDesc = self.ring.get(i);
+            let Some(frame) = lent.reclaim(desc.addr) else {
+                self.strange += 1;
+                continue;
+            };
+            let (at, len) = ((desc.addr % CHUNK as u64) as usize, desc.len as usize);
+            if at + len > CHUNK {
+                self.strange += 1;
+                continue;
+            }
+            each(Received { frame, at, len, more: desc.options.contains(XdpDescOptions::XDP_PKT_CONTD) });
+        }
+        self.ring.tell(there);
+        there as usize
+    }
+
+    /// Calls the kernel where it wants to be called to go on receiving.
+    #[inline]
+    pub fn kick(&self) {
+        if self.polls || self.fill.wants_wakeup() {
+            let mut nothing: [u8; 0] = [];
+            // Whatever it answers, the rings tell.
+            let _ = recv(&self.socket.fd, &mut nothing, RecvFlags::DONTWAIT);
+        }
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        let lent = Homeward(self.lent.take());
+        self.socket.left.lock().unwrap_or_else(PoisonError::into_inner).push(lent);
+    }
+}
+
+/// The sending side of a socket.
+pub struct Sender {
+    ring: Ring<XdpDesc>,
+    completion: Ring<u64>,
+    lent: Lent,
+    socket: Arc<Socket>,
+    strange: u64,
+}
+
+/// Why nothing is sent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The kernel has no room now.
+    Full,
+    /// The interface is down or gone.
+    Down,
+}
+
+impl Sender {
+    pub fn socket(&self) -> &Arc<Socket> {
+        &self.socket
+    }
+
+    /// Takes back what was sent.
+    #[inline]
+    pub fn complete(&mut self, mut each: impl FnMut(Frame)) {
+        let there = self.completion.waiting(u32::MAX);
+        for i in 0..there {
+            match self.lent.reclaim(self.completion.get(i)) {
+                Some(frame) => each(frame),
+                None => self.strange += 1,
+            }
+        }
+        self.completion.tell(there);
+    }
+
+    /// How many pieces there is room for, at least; at most `most`.
+    #[inline]
+    pub fn room(&mut self, most: usize) -> usize {
+        self.ring.room(most as u32) as usize
+    }
+
+    /// Lays the bytes `at`..`at + len` of `frame` in the `i`th place after what was told of last. There is room for it.
+    ///
+    /// # Errors
+    /// A frame of other memory, or bytes that are not inside it.
+    #[inline]
+    pub fn put(&mut self, i: usize, frame: Frame, at: usize, len: usize, more: bool) -> Result<(), Frame> {
+        if at + len > CHUNK {
+            return Err(frame);
+        }
+        let address = self.lent.lend(frame)?;
+        let options = if more { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
+        self.ring.put(i as u32, XdpDesc { addr: address + at as u64, len: len as u32, options });
+        Ok(())
+    }
+
+    /// Tells the kernel of the `n` places that were filled, and has it send them.
+    ///
+    /// # Errors
+    /// It does not. They wait all the same, and go when it can.
+    #[inline]
+    pub fn send(&mut self, n: usize) -> Result<(), Refused> {
+        self.ring.tell(n as u32);
+        if !self.ring.wants_wakeup() {
+            return Ok(());
+        }
+        for _ in 0..KICKS {
+            match send(&self.socket.fd, &[], SendFlags::DONTWAIT) {
+                Ok(_) => return Ok(()),
+                Err(Errno::INTR) => {}
+                // It has sent as many as it does at once, or all that its socket buffer holds.
+                Err(Errno::AGAIN | Errno::BUSY) if self.ring.is_emptied() => return Ok(()),
+                Err(Errno::AGAIN | Errno::BUSY) => {}
+                Err(Errno::NOBUFS | Errno::NOMEM) => return Err(Refused::Full),
+                Err(_) => return Err(Refused::Down),
+            }
+        }
+        Err(Refused::Full)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Producer,
+    Consumer,
+}
+
+/// A ring of `T`s in memory shared with the kernel.
+struct Ring<T> {
+    memory: NonNull<u8>,
+    /// Bytes of the mapping.
+    len: usize,
+    places: NonNull<T>,
+    producer: NonNull<AtomicU32>,
+    consumer: NonNull<AtomicU32>,
+    flags: NonNull<AtomicU32>,
+    size: u32,
+    /// Our own index, as last told, and the other side's, as last seen.
+    ours: u32,
+    theirs: u32,
+    side: Side,
+}
+
+impl<T: Copy> Ring<T> {
+    fn map(socket: &OwnedFd, at: &XdpRingOffset, offset: u64, size: u32, side: Side) -> io::Result<Ring<T>> {
+        let wrong = || io::Error::from(io::ErrorKind::InvalidData);
+        let len = usize::try_from(at.desc).map_err(|_| wrong())? + size as usize * size_of::<T>();
+        let inside = |offset: u64| offset.is_multiple_of(4) && offset + 4 <= len as u64;
+        let flags_at = at.flags.ok_or_else(wrong)?;
+        if !size.is_power_of_two()
+            || ![at.producer, at.consumer, flags_at].into_iter().all(inside)
+            || !at.desc.is_multiple_of(8)
+        {
+            return Err(wrong());
+        }
+        // SAFETY: a new mapping where the kernel has room for it touches no memory in use.
+        let memory = unsafe {
+            let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
+            mmap(std::ptr::null_mut(), len, protection, flags, socket, offset)?
+        };
+        let memory = NonNull::new(memory.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: the places were found to be inside the mapping, whose length counts the descriptors, and aligned, as it is itself.
+        let place = |offset: u64| unsafe { memory.add(offset as usize) };
+        let mut ring = Ring {
+            memory,
+            len,
+            places: place(at.desc).cast(),
+            producer: place(at.producer).cast(),
+            consumer: place(at.consumer).cast(),
+            flags: place(flags_at).cast(),
+            size,
+            ours: 0,
+            theirs: 0,
+            side,
+        };
+        ring.ours = ring.index(side).load(Ordering::Relaxed);
+        Ok(ring)
+    }
+
+    fn index(&self, side: Side) -> &AtomicU32 {
+        let place = if side == Side::Producer { &self.producer } else { &self.consumer };
+        // SAFETY: inside the mapping and aligned, as `map` saw to; the kernel touches it as an atomic, too.
+        unsafe { place.as_ref() }
+    }
+
+    /// Reads how far the other side has come. Acquire: what it wrote, or is done reading, comes before.
+    #[inline]
+    fn look(&mut self) {
+        let other = if self.side == Side::Producer { Side::Consumer } else { Side::Producer };
+        self.theirs = self.index(other).load(Ordering::Acquire);
+    }
+
+    /// Consumer: how many are there, at most `most`.
+    #[inline]
+    fn waiting(&mut self, most: u32) -> u32 {
+        let mut there = self.theirs.wrapping_sub(self.ours);
+        if there < most.min(self.size) {
+            self.look();
+            there = self.theirs.wrapping_sub(self.ours);
+        }
+        // What the kernel says is never believed further than the ring goes.
+        there.min(self.size).min(most)
+    }
+
+    /// Producer: how many there is room for, at least; at most `most`.
+    #[inline]
+    fn room(&mut self, most: u32) -> u32 {
+        let mut room = self.size.wrapping_sub(self.ours.wrapping_sub(self.theirs)).min(self.size);
+        if room < most {
+            self.look();
+            room = self.size.saturating_sub(self.ours.wrapping_sub(self.theirs));
+        }
+        room.min(most)
+    }
+
+    #[inline]
+    fn has_room(&mut self, filled: u32) -> bool {
+        self.room(filled + 1) > filled
+    }
+
+    /// Producer: whether the kernel has taken all that it was told of.
+    fn is_emptied(&mut self) -> bool {
+        self.look();
+        self.theirs == self.ours
+    }
+
+    /// The `i`th place after our index.
+    #[inline]
+    fn place(&self, i: u32) -> NonNull<T> {
+        // SAFETY: masked, so below the size, and that many lie inside the mapping.
+        unsafe { self.places.add((self.ours.wrapping_add(i) & (self.size - 1)) as usize) }
+    }
+
+    #[inline]
+    fn get(&self, i: u32) -> T {
+        // SAFETY: a place that the kernel has handed over, or at worst one that it still writes: integers, of which any bits are a value. It is read
+        // once and checked afterwards.
+        unsafe { self.place(i).read_volatile() }
+    }
+
+    #[inline]
+    fn put(&mut self, i: u32, value: T) {
+        // SAFETY: a place of the mapping; the kernel does not read it before it is told of.
+        unsafe { self.place(i).write(value) };
+    }
+
+    /// Tells the kernel of `n` more. Release: they were written, or read, before.
+    #[inline]
+    fn tell(&mut self, n: u32) {
+        if n > 0 {
+            self.ours = self.ours.wrapping_add(n);
+            self.index(self.side).store(self.ours, Ordering::Release);
+        }
+    }
+
+    #[inline]
+    fn wants_wakeup(&self) -> bool {
+        // SAFETY: as in `index`.
+        let flags = unsafe { self.flags.as_ref() }.load(Ordering::Relaxed);
+        flags & XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
+    }
+}
+
+impl<T> Drop for Ring<T> {
+    fn drop(&mut self) {
+        // SAFETY: the whole mapping, which nobody else knows; nothing is borrowed of it. Unmapping what is mapped does not fail.
+        let _ = unsafe { munmap(self.memory.as_ptr().cast(), self.len) };
+    }
+}
+
+// SAFETY: the mapping is the ring's own and not bound to a thread.
+unsafe impl<T: Send> Send for Ring<T> {}
