@@ -58,5 +58,8 @@ mod upheaval;
 mod witness;
 /// A running daemon in a directory of its own, and the client that drives it.
 mod world;
+/// `xsk` ports and the XDP device, where they are built in. Needs root.
+#[cfg(xdp)]
+mod xsk;
 /// Zipf traffic and a device that is too small for it.
 mod zipf;

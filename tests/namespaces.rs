@@ -22,13 +22,13 @@ use tempfile::TempDir;
 use crate::netns::Namespace;
 
 /// How long anything may take before the test fails.
-const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// Between two looks at something that will come about.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Waits until `come` is true.
-fn until(what: &str, mut come: impl FnMut() -> bool) {
+pub fn until(what: &str, mut come: impl FnMut() -> bool) {
     let end = Instant::now() + LIMIT;
     while !come() {
         assert!(Instant::now() < end, "waited in vain until {what}");
@@ -37,7 +37,7 @@ fn until(what: &str, mut come: impl FnMut() -> bool) {
 }
 
 /// Whether a tool can be run; says so if not.
-fn has(tool: &str) -> bool {
+pub fn has(tool: &str) -> bool {
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|p| p.join(tool).exists()));
     if !found {
@@ -47,7 +47,7 @@ fn has(tool: &str) -> bool {
 }
 
 /// A program of ours, killed when dropped, whose output goes to a file.
-struct Program {
+pub struct Program {
     name: String,
     child: Child,
     dir: TempDir,
@@ -55,7 +55,7 @@ struct Program {
 
 impl Program {
     /// Starts `command`, a program and its arguments, in `place`.
-    fn start(place: &Namespace, command: &str) -> Program {
+    pub fn start(place: &Namespace, command: &str) -> Program {
         let mut words = command.split(' ');
         let program = words.next().unwrap();
         let mut command = Command::new(program);
@@ -74,30 +74,30 @@ impl Program {
         Program { name: name.to_owned(), child, dir }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
-    fn out(&self) -> String {
+    pub fn out(&self) -> String {
         fs::read_to_string(self.dir.path().join("out")).unwrap()
     }
 
-    fn err(&self) -> String {
+    pub fn err(&self) -> String {
         fs::read_to_string(self.dir.path().join("err")).unwrap()
     }
 
-    fn has_ended(&mut self) -> bool {
+    pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end.
-    fn end(&mut self) -> ExitStatus {
+    pub fn end(&mut self) -> ExitStatus {
         until(&format!("{} ends", self.name), || self.child.try_wait().unwrap().is_some());
         self.child.wait().unwrap()
     }
 
     /// What it wrote, when it has ended well.
-    fn output(mut self) -> String {
+    pub fn output(mut self) -> String {
         let status = self.end();
         assert!(status.success(), "{}: {status}\n{}\n{}", self.name, self.out(), self.err());
         self.out()
@@ -123,17 +123,22 @@ impl Drop for Program {
 }
 
 /// A running daemon in a namespace of its own.
-struct Switch {
-    place: Namespace,
-    daemon: Program,
+pub struct Switch {
+    pub place: Namespace,
+    pub daemon: Program,
     dir: TempDir,
 }
 
 impl Switch {
     fn start(place: Namespace, ports: &[&str]) -> Switch {
+        Switch::start_with(place, &["--offload", "sim,preset=instant"], ports)
+    }
+
+    /// The same with `arguments` of the daemon's.
+    pub fn start_with(place: Namespace, arguments: &[&str], ports: &[&str]) -> Switch {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_offloadd"));
-        command.env_remove("RUST_LOG").args(["--offload", "sim,preset=instant"]);
+        command.env_remove("RUST_LOG").args(arguments);
         command.arg("--unixctl").arg(dir.path().join("ctl")).arg("--pidfile").arg(dir.path().join("pid"));
         for port in ports {
             command.args(["--port", port]);
@@ -149,7 +154,7 @@ impl Switch {
     }
 
     /// Runs a command, whose arguments are separated by spaces, and answers with its text.
-    fn ask(&self, line: &str) -> String {
+    pub fn ask(&self, line: &str) -> String {
         let mut words = line.split(' ').map(str::to_owned);
         let name = words.next().unwrap();
         let mut client = Client::connect(&self.socket(), Some(Instant::now() + LIMIT)).unwrap();
@@ -160,16 +165,16 @@ impl Switch {
     }
 
     /// The number behind `label`, wherever it first stands in the answer to `line`.
-    fn number(&self, line: &str, label: &str) -> u64 {
+    pub fn number(&self, line: &str, label: &str) -> u64 {
         number(&self.ask(line), label)
     }
 
-    fn mark_hits(&self) -> u64 {
+    pub fn mark_hits(&self) -> u64 {
         self.number("dpif-netdev/pmd-perf-show", "PHWOL hits:")
     }
 
     /// Frames received at a port so far.
-    fn received(&self, port: &str) -> u64 {
+    pub fn received(&self, port: &str) -> u64 {
         let text = self.ask("dpctl/show -s");
         let at = text.find(&format!(": {port} (")).unwrap_or_else(|| panic!("no port {port} in\n{text}"));
         number(&text[at..], "RX packets:")
@@ -194,20 +199,20 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// The number behind the first `label` in `text`.
-fn number(text: &str, label: &str) -> u64 {
+pub fn number(text: &str, label: &str) -> u64 {
     let at = text.find(label).unwrap_or_else(|| panic!("no {label:?} in\n{text}")) + label.len();
     let rest = text[at..].trim_start();
     rest[..rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len())].parse().unwrap()
 }
 
 /// The host `i`: its `eth0`, 10.1.0.I, is a wire to `pI` in `switch`.
-fn host(switch: &Namespace, i: u8) -> Namespace {
+pub fn host(switch: &Namespace, i: u8) -> Namespace {
     let host = Namespace::new().unwrap();
     plug(switch, &host, i);
     host
 }
 
-fn plug(switch: &Namespace, host: &Namespace, i: u8) {
+pub fn plug(switch: &Namespace, host: &Namespace, i: u8) {
     switch.ip(&format!("link add p{i} type veth peer name eth0 netns {}", host.name));
     switch.ip(&format!("link set p{i} up"));
     host.ip("link set eth0 up");
@@ -232,13 +237,13 @@ fn ping_result(output: &str) -> (u64, u64, f64) {
 }
 
 /// Every one of `n` pings is answered.
-fn pings_pass(from: &Namespace, to: &str, n: u64) {
+pub fn pings_pass(from: &Namespace, to: &str, n: u64) {
     let output = Program::start(from, &format!("ping -n -i 0.01 -w 30 -c {n} {to}")).output();
     assert_eq!(ping_result(&output).1, n, "{output}");
 }
 
 /// Runs `iperf3` from `client` to `server` with `options`; answers with the end of its report.
-fn iperf3(client: &Namespace, server: &Namespace, options: &str) -> Value {
+pub fn iperf3(client: &Namespace, server: &Namespace, options: &str) -> Value {
     let mut serving = Program::start(server, "iperf3 --server --one-off");
     let sockets = format!("/proc/{}/net/tcp6", serving.child.id());
     // Port 5201, listening.

@@ -22,11 +22,11 @@ const LIMIT: Duration = Duration::from_secs(20);
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
 impl Namespace {
-    fn try_open(&self, spec: &str) -> Result<Box<dyn Port>, OpenError> {
+    pub fn try_open(&self, spec: &str) -> Result<Box<dyn Port>, OpenError> {
         self.enter(|| port::open(&spec.parse().unwrap(), PortNo(1)))
     }
 
-    fn open(&self, spec: &str) -> Open {
+    pub fn open(&self, spec: &str) -> Open {
         let mut port = self.try_open(spec).unwrap();
         let rx = port.take_rx();
         assert_eq!(rx.len(), port.info().rx_queues);
@@ -37,15 +37,15 @@ impl Namespace {
 }
 
 /// A port with its queues.
-struct Open {
-    port: Box<dyn Port>,
-    rx: Vec<Box<dyn RxQueue>>,
-    tx: Box<dyn TxQueue>,
-    pool: Pool,
+pub struct Open {
+    pub port: Box<dyn Port>,
+    pub rx: Vec<Box<dyn RxQueue>>,
+    pub tx: Box<dyn TxQueue>,
+    pub pool: Pool,
 }
 
 impl Open {
-    fn send(&mut self, frames: &[Vec<u8>]) -> Sent {
+    pub fn send(&mut self, frames: &[Vec<u8>]) -> Sent {
         let mut packets = frames.iter().map(|frame| Packet::from_bytes(frame)).collect();
         let sent = self.tx.transmit(Instant::now(), &mut self.pool, &mut packets);
         assert!(packets.is_empty());
@@ -53,7 +53,7 @@ impl Open {
     }
 
     /// Waits for `n` frames of ours, at any queue; other frames are passed over.
-    fn receive(&mut self, n: usize) -> Vec<Packet> {
+    pub fn receive(&mut self, n: usize) -> Vec<Packet> {
         let (mut ours, mut packets, end) = (Vec::new(), Vec::new(), Instant::now() + LIMIT);
         while ours.len() < n {
             assert!(Instant::now() < end, "{} of {n} frames came", ours.len());
@@ -75,7 +75,7 @@ fn wait(queues: &[&dyn RxQueue]) {
 }
 
 /// A frame of `len` bytes for the experiment, behind `tags`.
-fn frame(len: usize, tags: &[u8]) -> Vec<u8> {
+pub fn frame(len: usize, tags: &[u8]) -> Vec<u8> {
     let mut frame = [&[2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 8], tags, &EXPERIMENT].concat();
     let start = frame.len();
     frame.extend((start..len).map(|i| (i * 31 + len) as u8));
@@ -86,7 +86,7 @@ fn is_ours(frame: &[u8]) -> bool {
     (12..frame.len().min(22)).step_by(4).any(|at| frame.get(at..at + 2) == Some(&EXPERIMENT))
 }
 
-fn bytes(packets: &[Packet]) -> Vec<Vec<u8>> {
+pub fn bytes(packets: &[Packet]) -> Vec<Vec<u8>> {
     packets.iter().map(|packet| packet.bytes().to_vec()).collect()
 }
 

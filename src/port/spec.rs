@@ -263,7 +263,7 @@ mod tests {
     fn a_refusal_says_what_and_what_would_do() {
         assert_eq!(
             error("a,type=dpdk"),
-            "port a: unknown type 'dpdk' (known: packet, system, tap, pcap, sim, dummy, dummy-pmd)"
+            "port a: unknown type 'dpdk' (known: packet, system, xsk, afxdp, tap, pcap, sim, dummy, dummy-pmd)"
         );
         assert_eq!(error("a,port_no=0"), "port a: port_no=0: a number from 1 to 65535 is needed");
         assert_eq!(error("a,port_no=65536"), "port a: port_no=65536: a number from 1 to 65535 is needed");

@@ -414,6 +414,13 @@ impl Sender {
     }
 }
 
+impl Drop for Sender {
+    /// What was sent is free; what is on its way still is lost.
+    fn drop(&mut self) {
+        self.complete(drop);
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Side {
     Producer,

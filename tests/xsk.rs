@@ -1,0 +1,406 @@
+//! `xsk` ports and the XDP device against the real kernel: AF_XDP sockets and XDP programs at veth pairs in network namespaces.
+//!
+//! ```text
+//!   host 1: eth0 ──── p1 ─ [ offloadd, XDP programs at p1 and p2 ] ─ p2 ──── eth0 :host 2
+//! ```
+//!
+//! Without root the tests say that they are skipped; without a tool, so do the parts that need it.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Instant;
+
+use offloadd::packet::Packet;
+use rustix::process::Signal;
+
+use crate::capture;
+use crate::linear;
+use crate::namespaces::{LIMIT, Switch, has, host, iperf3, number, pings_pass, plug, until};
+use crate::netns::Namespace;
+use crate::ports_netns::{Open, bytes, frame};
+
+/// Drivers and the kernel's own place for programs.
+const MODES: [&str; 2] = ["native", "generic"];
+
+/// What flows are offloaded to.
+const DEVICES: [&str; 3] = ["none", "xdp", "xdp,level=full"];
+
+impl Namespace {
+    /// `COMMAND ARGUMENTS` in it, which must do.
+    fn run(&self, command: &str) {
+        let mut words = command.split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        let output = self.enter(|| command.args(words).output().unwrap());
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Has `interface`, at the other end of an `xsk` port, finish its checksums and segments itself, and take frames that a program redirects.
+    fn prepare(&self, interface: &str) {
+        self.run(&format!("ethtool -K {interface} tx off gso off tso off gro on"));
+    }
+}
+
+/// A switch of `n` hosts with `xsk` ports, of one `mode` and with one `device`.
+fn switched(n: u8, mode: &str, device: &str) -> Option<(Switch, Vec<Namespace>)> {
+    let place = Namespace::new()?;
+    if !has("ethtool") {
+        return None;
+    }
+    let hosts: Vec<Namespace> = (1..=n).map(|i| host(&place, i)).collect();
+    hosts.iter().for_each(|host| host.prepare("eth0"));
+    let ports: Vec<String> = (1..=n).map(|i| format!("p{i},type=xsk,port_no={i},xdp-mode={mode}")).collect();
+    let ports: Vec<&str> = ports.iter().map(String::as_str).collect();
+    Some((Switch::start_with(place, &["--offload", device], &ports), hosts))
+}
+
+/// Packets that the device did `what` with, at all ports.
+fn by_device(switch: &Switch, what: &str) -> u64 {
+    let text = switch.ask("dpif/offload/show");
+    text.lines().filter_map(|line| line.trim().strip_prefix(what)).map(|rest| number(rest, ":")).sum()
+}
+
+/// Packets that pollers received.
+fn polled(switch: &Switch) -> u64 {
+    switch.number("dpif-netdev/pmd-perf-show", "Rx packets:")
+}
+
+#[test]
+fn ping_tcp_and_udp_pass_in_every_mode_and_at_every_level() {
+    for mode in MODES {
+        for device in DEVICES {
+            let Some((switch, hosts)) = switched(2, mode, device) else { return };
+            let [a, b] = &hosts[..] else { unreachable!() };
+            assert!(switch.ask("dpctl/show").contains(&format!("xdp-mode={mode}")));
+            if !(has("ping") && has("iperf3")) {
+                return;
+            }
+            pings_pass(a, "10.1.0.2", 50);
+            pings_pass(b, "10.1.0.1", 50);
+            let mut mbits = Vec::new();
+            for direction in ["", "--reverse"] {
+                let end = iperf3(a, b, direction);
+                mbits.push(end["sum_received"]["bits_per_second"].as_f64().unwrap() / 1e6);
+            }
+            eprintln!("iperf3 TCP, {mode}, {device}: {mbits:.0?} Mbit/s");
+            let end = iperf3(a, b, "--udp --bitrate 10M --length 1000");
+            let (sent, lost) = (end["sum"]["packets"].as_u64().unwrap(), end["sum"]["lost_packets"].as_u64().unwrap());
+            assert!(sent > 0 && lost * 50 <= sent, "{lost} of {sent} UDP datagrams lost, {mode}, {device}");
+
+            let (all, hits, full) = (polled(&switch), switch.mark_hits(), by_device(&switch, "rx_offload_full"));
+            match device {
+                "none" => assert_eq!((hits, full), (0, 0)),
+                // All but the first packets of a flow, those before its rule was in the device.
+                "xdp" => assert!(all > 1_000 && hits * 100 >= all * 99 && full == 0, "{hits} of {all} marked, {full}"),
+                _ => assert!(full > 1_000 && all * 20 <= full, "pollers saw {all} packets, and {full} were forwarded"),
+            }
+        }
+    }
+}
+
+#[test]
+fn every_packet_is_in_one_count_and_flows_count_what_the_device_forwards() {
+    for device in ["xdp", "xdp,level=full"] {
+        let Some((switch, hosts)) = switched(2, "native", device) else { return };
+        if !has("ping") {
+            return;
+        }
+        pings_pass(&hosts[0], "10.1.0.2", 200);
+        let counted = |what: &str| by_device(&switch, what);
+        let received = || counted("rx_offload_partial") + counted("rx_offload_full") + counted("rx_offload_miss");
+        assert!(received() >= 400);
+        assert_eq!(counted("rx_offload_partial") + counted("rx_offload_miss"), polled(&switch));
+        // Packets of flows, those that made them among them.
+        let in_flows = || {
+            let flows = switch.ask("dpctl/dump-flows");
+            flows.lines().filter(|line| line.contains("packets:")).map(|line| number(line, "packets:")).sum::<u64>()
+        };
+        let misses = || switch.number("dpif-netdev/pmd-perf-show", "Upcalls:");
+        // The device's counts are read once a second.
+        until("every packet is a flow's", || in_flows() + misses() == received());
+    }
+}
+
+#[test]
+fn jumbo_frames_pass_in_several_pieces() {
+    for mode in MODES {
+        for device in DEVICES {
+            let Some(place) = Namespace::new() else { return };
+            if !(has("ethtool") && has("ping")) {
+                return;
+            }
+            let hosts: Vec<Namespace> = (1..=2).map(|i| host(&place, i)).collect();
+            for (i, host) in hosts.iter().enumerate() {
+                host.prepare("eth0");
+                host.ip("link set eth0 mtu 9000");
+                place.ip(&format!("link set p{} mtu 9000", i + 1));
+            }
+            let ports = [1, 2].map(|i| format!("p{i},type=xsk,xdp-mode={mode}"));
+            let switch = Switch::start_with(place, &["--offload", device], &ports.each_ref().map(String::as_str));
+            for size in [3_000, 3_800, 3_850, 8_000, 8_972] {
+                pings_pass(&hosts[0], &format!("10.1.0.2 -M do -s {size}"), 20);
+            }
+            if device == "xdp" {
+                assert!(switch.mark_hits() > 100, "the mark stands before the first piece");
+            }
+        }
+    }
+}
+
+#[test]
+fn two_queues_are_polled_by_two_pollers() {
+    let Some(place) = Namespace::new() else { return };
+    if !(has("ethtool") && has("iperf3")) {
+        return;
+    }
+    let hosts: Vec<Namespace> = (1..=2).map(|_| Namespace::new().unwrap()).collect();
+    for (i, host) in hosts.iter().enumerate() {
+        let (i, name) = (i + 1, &host.name);
+        let queues = "numrxqueues 2 numtxqueues 2";
+        place.ip(&format!("link add p{i} {queues} type veth peer name eth0 netns {name} {queues}"));
+        place.ip(&format!("link set p{i} up"));
+        place.run(&format!("ethtool -L p{i} rx 2 tx 2"));
+        host.run("ethtool -L eth0 rx 2 tx 2");
+        host.ip("link set eth0 up");
+        host.ip(&format!("addr add 10.1.0.{i}/24 dev eth0"));
+        host.prepare("eth0");
+    }
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), "[datapath]\npollers = 2\n").unwrap();
+    let arguments = ["--config", config.path().to_str().unwrap(), "--offload", "xdp"];
+    let switch = Switch::start_with(place, &arguments, &["p1,type=xsk", "p2,type=xsk"]);
+    assert!(switch.ask("dpctl/show").contains("n_rxq=2"));
+    let end = iperf3(&hosts[0], &hosts[1], "--parallel 8");
+    assert!(end["sum_received"]["bits_per_second"].as_f64().unwrap() > 0.0);
+    let queues = switch.ask("dpif-netdev/pmd-rxq-show");
+    assert_eq!(queues.matches("queue-id:  1").count(), 2, "{queues}");
+    let pollers = switch.ask("dpif-netdev/pmd-perf-show");
+    let received: Vec<u64> = pollers.split("poller:").skip(1).map(|text| number(text, "Rx packets:")).collect();
+    assert!(received.len() == 2 && received.iter().all(|packets| *packets > 100), "{received:?}");
+}
+
+/// All frames that wait at a port.
+fn drain(port: &mut Open, into: &mut Vec<Vec<u8>>) {
+    let mut packets: Vec<Packet> = Vec::new();
+    for rx in &mut port.rx {
+        while rx.receive(Instant::now(), &mut port.pool, &mut packets).unwrap() > 0 {
+            into.append(&mut bytes(&packets));
+            port.pool.give_all(&mut packets);
+        }
+    }
+}
+
+/// The first expected frame of a port that did not come, in words.
+fn first_missing(expected: &BTreeMap<u32, Vec<Vec<u8>>>, left: &BTreeMap<u32, Vec<Vec<u8>>>) -> String {
+    let absent = |port: &u32, frame: &&Vec<u8>| !left.get(port).is_some_and(|frames| frames.contains(frame));
+    let missing = expected.iter().find_map(|(port, frames)| Some((port, frames.iter().find(|frame| absent(port, frame))?)));
+    format!("missing at port and frame: {missing:02x?}")
+}
+
+#[test]
+fn a_capture_leaves_byte_for_byte_as_the_rules_say_in_every_mode_and_at_every_level() {
+    let frames: Vec<Vec<u8>> = capture::generate(5, 2_000).into_iter().map(|frame| frame.bytes).collect();
+    let rules = linear::rules();
+    let rules_file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(rules_file.path(), linear::text()).unwrap();
+    for (mode, device) in MODES.into_iter().flat_map(|mode| DEVICES.map(|device| (mode, device))) {
+        let Some(place) = Namespace::new() else { return };
+        let others = Namespace::new().unwrap();
+        let ports: Vec<String> =
+            linear::PORTS.iter().map(|i| format!("p{i},type=xsk,port_no={i},xdp-mode={mode}")).collect();
+        for i in linear::PORTS {
+            place.ip(&format!("link add p{i} type veth peer name q{i} netns {}", others.name));
+            // Three tags are more than the kernel allows beyond the MTU.
+            place.ip(&format!("link set p{i} mtu 1508 up"));
+            others.ip(&format!("link set q{i} mtu 1508 up"));
+        }
+        // With a program at the other ends, redirected frames are taken there, and come as they were sent.
+        let mut ends: Vec<Open> = linear::PORTS.iter().map(|i| others.open(&format!("q{i},type=xsk"))).collect();
+        let arguments = ["--offload", device, "--rules", rules_file.path().to_str().unwrap()];
+        let switch = Switch::start_with(place, &arguments, &ports.iter().map(String::as_str).collect::<Vec<_>>());
+
+        let mut left: BTreeMap<u32, Vec<Vec<u8>>> = BTreeMap::new();
+        let mut expected = left.clone();
+        for some in frames.chunks(16) {
+            for frame in some {
+                for (port, bytes) in linear::evaluate(&rules, 1, frame) {
+                    expected.entry(port).or_default().push(bytes);
+                }
+            }
+            assert_eq!(ends[0].send(some).packets, some.len() as u64);
+            let end = Instant::now() + LIMIT;
+            while left.values().map(Vec::len).sum::<usize>() < expected.values().map(Vec::len).sum() {
+                assert!(Instant::now() < end, "{mode}, {device}: {}", first_missing(&expected, &left));
+                for (port, open) in linear::PORTS.into_iter().zip(&mut ends) {
+                    drain(open, left.entry(port).or_default());
+                }
+            }
+        }
+        left.retain(|_, frames| !frames.is_empty());
+        for (port, mut want) in expected {
+            let mut got = left.remove(&port).unwrap_or_default();
+            // What the device forwards may overtake what waits for the poller, when a flow's rule comes.
+            want.sort();
+            got.sort();
+            let differs = want.iter().zip(&got).find(|(want, got)| want != got);
+            assert!(want == got, "{mode}, {device}, port {port}: {differs:02x?}");
+        }
+        assert_eq!(left, BTreeMap::new());
+        let (hits, full) = (switch.mark_hits(), by_device(&switch, "rx_offload_full"));
+        eprintln!("{mode}, {device}: {hits} marked, {full} forwarded of {}", frames.len());
+        match device {
+            "none" => assert_eq!((hits, full), (0, 0)),
+            "xdp" => assert!(hits > 500),
+            _ => assert!(full > 200 && hits > 0),
+        }
+    }
+}
+
+#[test]
+fn frames_pass_between_xsk_ports_byte_for_byte_and_their_memory_is_used_again() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    for round in 0..20 {
+        let (mut a, mut b) = (world.open("va,type=xsk,ring=64"), world.open("vb,type=xsk,ring=64"));
+        for _ in 0..10 {
+            let frames: Vec<Vec<u8>> = (0..50).map(|i| frame(60 + i * 29, &[])).collect();
+            assert_eq!(a.send(&frames).packets, 50, "round {round}");
+            assert_eq!(bytes(&b.receive(50)), frames);
+            std::mem::swap(&mut a, &mut b);
+        }
+        let umem = a.port.details().into_iter().find(|(name, _)| *name == "umem").unwrap().1;
+        assert!(umem.ends_with(" 0 lost"), "{umem}");
+        // Others may have ports of the same memory, but not all of it.
+        assert!(number(&umem, "KiB,") > 1_000, "{umem}");
+    }
+}
+
+#[test]
+fn a_frame_too_long_is_refused_alone_and_a_missing_place_is_counted() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    let (mut a, mut b) = (world.open("va,type=xsk,ring=64"), world.open("vb,type=xsk,ring=64"));
+    let sent = a.send(&[frame(60, &[]), frame(70_000, &[]), frame(61, &[])]);
+    assert_eq!((sent.packets, sent.failed), (2, 1));
+    assert_eq!(bytes(&b.receive(2)), [frame(60, &[]), frame(61, &[])]);
+    let frames: Vec<Vec<u8>> = (0..50).map(|i| frame(60 + i, &[])).collect();
+    for _ in 0..3 {
+        assert_eq!(a.send(&frames).packets, 50);
+    }
+    assert_eq!(bytes(&b.receive(64)), [&frames[..], &frames[..14]].concat());
+    until("what found no place is counted", || b.rx[0].missed() == 86);
+}
+
+#[test]
+fn what_an_xsk_port_needs_is_named() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    let error = |spec: &str| world.try_open(spec).err().unwrap().to_string();
+    assert_eq!(error("va,type=xsk,queues=3"), "port va: option queues=3: the interface has 1 receive queues");
+    let refused = error("va,type=xsk,xdp-mode=native-with-zerocopy");
+    assert!(refused.starts_with("port va: an AF_XDP socket for queue 0: the driver has no zero-copy"), "{refused}");
+    let _first = world.open("va,type=xsk");
+    let refused = error("va,type=xsk");
+    assert!(refused.starts_with("port va: XDP program ") && refused.ends_with("(force=yes displaces it)"), "{refused}");
+}
+
+#[test]
+fn a_program_that_was_displaced_or_detached_is_noticed() {
+    let Some((switch, hosts)) = switched(2, "native", "xdp") else { return };
+    if !(has("bpftool") && has("ping")) {
+        return;
+    }
+    pings_pass(&hosts[0], "10.1.0.2", 20);
+    // Somebody takes the program away from the first port.
+    let program = {
+        let shown = switch.place.enter(|| Command::new("ip").args(["link", "show", "p1"]).output().unwrap());
+        number(&String::from_utf8_lossy(&shown.stdout), "prog/xdp id")
+    };
+    let links = Command::new("bpftool").args(["--json", "link", "list"]).output().unwrap();
+    let links: serde_json::Value = serde_json::from_slice(&links.stdout).unwrap();
+    let mine = |link: &&serde_json::Value| link["type"] == "xdp" && link["prog_id"] == program;
+    // Both ports run the same program.
+    let ids: Vec<u64> =
+        links.as_array().unwrap().iter().filter(mine).map(|link| link["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids.len(), 2, "{links}");
+    for id in ids {
+        let done = Command::new("bpftool").args(["link", "detach", "id", &id.to_string()]).status().unwrap();
+        assert!(done.success());
+    }
+    until("it is told", || {
+        switch.daemon.err().matches("somebody detached its XDP program; it is attached again").count() == 2
+    });
+    let hits = switch.mark_hits();
+    pings_pass(&hosts[0], "10.1.0.2", 20);
+    assert!(switch.mark_hits() > hits, "marks come again");
+}
+
+#[test]
+fn an_interface_removed_under_a_port_disturbs_no_other_and_may_come_back() {
+    for device in DEVICES {
+        let Some((switch, hosts)) = switched(3, "native", device) else { return };
+        if !has("ping") {
+            return;
+        }
+        let [a, _, c] = &hosts[..] else { unreachable!() };
+        pings_pass(a, "10.1.0.2", 10);
+        pings_pass(c, "10.1.0.1", 10);
+        switch.place.ip("link del p3");
+        until("the port is gone", || !switch.ask("dpctl/show").contains("port 3: p3"));
+        assert!(switch.daemon.err().contains("p3: interface"), "{}", switch.daemon.err());
+        pings_pass(a, "10.1.0.2", 10);
+        plug(&switch.place, c, 3);
+        c.prepare("eth0");
+        switch.ask("dpctl/add-if p3,type=xsk,port_no=3,xdp-mode=native");
+        pings_pass(c, "10.1.0.1", 10);
+    }
+}
+
+#[test]
+fn a_daemon_that_is_killed_leaves_nothing_and_the_next_one_starts() {
+    let Some((mut switch, hosts)) = switched(2, "native", "xdp,level=full") else { return };
+    if !has("ping") {
+        return;
+    }
+    pings_pass(&hosts[0], "10.1.0.2", 20);
+    switch.daemon.signal(Signal::KILL);
+    switch.daemon.end();
+    let attached = |place: &Namespace| {
+        let shown = place.enter(|| Command::new("ip").args(["link", "show"]).output().unwrap());
+        String::from_utf8_lossy(&shown.stdout).contains("xdp")
+    };
+    until("the kernel has detached its programs", || !attached(&switch.place));
+    let Switch { place, .. } = switch;
+    let ports = ["p1,type=xsk,port_no=1", "p2,type=xsk,port_no=2"];
+    let next = Switch::start_with(place, &["--offload", "xdp,level=full"], &ports);
+    pings_pass(&hosts[0], "10.1.0.2", 20);
+    assert!(by_device(&next, "rx_offload_full") > 0);
+}
+
+#[test]
+fn a_full_map_refuses_with_a_reason_and_packets_pass_all_the_same() {
+    let Some(place) = Namespace::new() else { return };
+    if !(has("ethtool") && has("ping")) {
+        return;
+    }
+    let hosts: Vec<Namespace> = (1..=2).map(|i| host(&place, i)).collect();
+    hosts.iter().for_each(|host| host.prepare("eth0"));
+    let ports = ["p1,type=xsk", "p2,type=xsk"];
+    let switch = Switch::start_with(place, &["--offload", "xdp,rules=2"], &ports);
+    for i in 1..=5 {
+        hosts[0].ip(&format!("addr add 10.1.0.{}/24 dev eth0", 10 + i));
+    }
+    // Each pair of addresses has flows of its own, for ARP as for IPv4 two.
+    let mut rules = String::new();
+    for table in ["ip,nw_src=10.1.0.1", "ip,nw_src=10.1.0.2", "arp"] {
+        rules += &format!("priority=10,{table},actions=normal\n");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), rules).unwrap();
+    switch.ask(&format!("rule/load {}", file.path().display()));
+    pings_pass(&hosts[0], "10.1.0.2 -I 10.1.0.1", 20);
+    until("some flow has no room", || {
+        pings_pass(&hosts[0], "10.1.0.2 -I 10.1.0.1", 5);
+        switch.ask("dpif/offload-show").contains("no room in the device")
+    });
+    assert_eq!(switch.number("dpif/offload-show", "rules in use:"), 2);
+}
