@@ -22,11 +22,21 @@ use crate::port::PortSpec;
 /// The most flows that may be configured: 10 million need about 5 GB.
 pub const MAX_FLOW_LIMIT: usize = 10_000_000;
 
+/// What `--version` prints behind the name: the version, and what is built in.
+#[cfg(xdp)]
+const LONG_VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nwith XDP: ports type=xsk, device xdp");
+#[cfg(not(xdp))]
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nwithout XDP (ports type=xsk, device xdp): clang was not there when it was built"
+);
+
 /// The command line.
 #[derive(clap::Parser, Clone, Debug, Default)]
 #[command(
     name = "offloadd",
     version,
+    long_version = LONG_VERSION,
     about = "A userspace switch that hands its flows to hardware without making a packet wait"
 )]
 pub struct Args {
@@ -43,7 +53,7 @@ pub struct Args {
     #[arg(
         long = "port",
         value_name = "SPEC",
-        help = "Add a port: NAME[,type=packet|tap|pcap|sim][,port_no=N][,option=value…]; may be repeated"
+        help = "Add a port: NAME[,type=packet|xsk|tap|pcap|sim][,port_no=N][,option=value…]; may be repeated"
     )]
     pub ports: Vec<String>,
     /// Rules to start with, one a line in the syntax of ovs-ofctl add-flow; without them, actions=normal for every packet

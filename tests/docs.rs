@@ -205,6 +205,17 @@ fn every_option_of_the_simulated_device_is_told_of_and_no_other() {
 }
 
 #[test]
+#[cfg(xdp)]
+fn every_option_of_the_xdp_device_is_told_of_and_no_other() {
+    let page = page("offloadd.8");
+    let refused =
+        backend::open(&"xdp,colour=red".parse().unwrap(), std::time::Instant::now()).err().unwrap().to_string();
+    let (_, options) = refused.split_once("known: ").unwrap();
+    let named: Vec<&str> = items(section(&page, ".Ss xdp")).iter().map(|(words, _)| words[0]).collect();
+    assert_eq!(named.join(", "), options.trim_end_matches(')'));
+}
+
+#[test]
 fn every_fault_of_a_device_is_told_of_and_no_other() {
     let page = page("offloadd.8");
     let described: Vec<&str> = items(section(&page, ".Ss chaos")).into_iter().map(|(words, _)| words[0]).collect();

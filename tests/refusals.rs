@@ -12,7 +12,7 @@ fn a_port_that_cannot_be_had_is_named_with_the_reason() {
     let refused = |spec: &str| stage.refused(&format!("--port ok,type=sim --port {spec}"));
     assert_eq!(
         refused("p1,type=carrier-pigeon"),
-        "offloadd: port p1: unknown type 'carrier-pigeon' (known: packet, system, tap, pcap, sim, dummy, dummy-pmd)"
+        "offloadd: port p1: unknown type 'carrier-pigeon' (known: packet, system, xsk, afxdp, tap, pcap, sim, dummy, dummy-pmd)"
     );
     let said = refused("nosuch0,type=packet");
     // Without root, the missing right is found out first.

@@ -192,7 +192,8 @@ fn drain(port: &mut Open, into: &mut Vec<Vec<u8>>) {
 /// The first expected frame of a port that did not come, in words.
 fn first_missing(expected: &BTreeMap<u32, Vec<Vec<u8>>>, left: &BTreeMap<u32, Vec<Vec<u8>>>) -> String {
     let absent = |port: &u32, frame: &&Vec<u8>| !left.get(port).is_some_and(|frames| frames.contains(frame));
-    let missing = expected.iter().find_map(|(port, frames)| Some((port, frames.iter().find(|frame| absent(port, frame))?)));
+    let missing =
+        expected.iter().find_map(|(port, frames)| Some((port, frames.iter().find(|frame| absent(port, frame))?)));
     format!("missing at port and frame: {missing:02x?}")
 }
 

@@ -155,7 +155,8 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     let hook = Arc::new(hook);
     let share = Share::new(queues * 2 * ring).map_err(|error| spec.failed("memory to share with the kernel", error))?;
     let mut setup = Setup { ring, zero_copy, need_wakeup, pieces: true, busy_poll };
-    let (mut rx, mut tx): (Vec<Box<dyn RxQueue>>, Vec<Box<dyn TxQueue>>) = (Vec::new(), Vec::new());
+    let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();
+    let mut tx: Vec<Box<dyn TxQueue>> = Vec::new();
     let mut is_zero_copy = true;
     for queue in 0..queues {
         let opened = open_queue(&share.group, ifindex, queue, &mut setup, long);
@@ -285,7 +286,7 @@ impl Port for XskPort {
                 "umem",
                 format!(
                     "{} KiB, {} chunks free, {} lost",
-                    umem.chunks() as usize * CHUNK >> 10,
+                    (umem.chunks() as usize * CHUNK) >> 10,
                     umem.free(),
                     umem.lost()
                 ),

@@ -422,3 +422,27 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<TestRun> {
     let begin = ((after.data - after.data_meta.min(after.data)) as usize).min(whole);
     Ok(TestRun { action: request.retval, metadata: out[..begin].to_vec(), frame: out[begin..whole].to_vec() })
 }
+
+/// Lets an XDP program see `frame` so many `times`, as real frames that go where it sends them: a load generator in the kernel.
+/// Returns when all have been seen.
+///
+/// # Errors
+/// Frames that the kernel does not take, no such program, or a kernel older than 5.18.
+pub fn let_live(program: BorrowedFd<'_>, frame: &[u8], times: u32) -> io::Result<()> {
+    /// `BPF_F_TEST_XDP_LIVE_FRAMES`.
+    const LIVE: u32 = 2;
+    let context = XdpContext { data_end: frame.len() as u32, ..Default::default() };
+    let mut request = TestRunRequest {
+        program: program.as_raw_fd(),
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        repeat: times,
+        ctx_size_in: size_of::<XdpContext>() as u32,
+        ctx_in: &raw const context as u64,
+        flags: LIVE,
+        batch_size: 64,
+        ..Default::default()
+    };
+    // SAFETY: the two places are as long as the request says, and only read.
+    unsafe { bpf(Command::ProgTestRun, &mut request).map(drop) }
+}

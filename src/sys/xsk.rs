@@ -165,7 +165,12 @@ impl Opening<'_> {
 
     fn socket(&self) -> io::Result<OwnedFd> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        Ok(socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?)
+        let socket = socket_with(AddressFamily::XDP, SocketType::RAW, flags, None)?;
+        // Where frames are copied, those on their way count for this. Without the privilege, the kernel gives what it may.
+        let bytes = self.setup.ring as usize * CHUNK;
+        sockopt::set_socket_send_buffer_size_force(&socket, bytes)
+            .or_else(|_| sockopt::set_socket_send_buffer_size(&socket, bytes))?;
+        Ok(socket)
     }
 
     fn rings(&self, socket: &OwnedFd) -> io::Result<Rings> {

@@ -3,7 +3,7 @@
 //! Flows wait in the queue before the clock starts, and the workers' threads do nothing but take turns until there is
 //! nothing left to do: puts first, then deletes. So a number is that of the workers alone, without the poller that asks.
 //! The device either is the simulated NIC, as fast as it can, or counts and does nothing else: then all of the time is
-//! the workers' own.
+//! the workers' own. With the privileges for it, also the XDP device: then the kernel's time is in it, of a system call or two an operation.
 //!
 //! Beside it, how long a worker that sleeps needs from a request to the start of its operation.
 //! `cargo bench --bench throughput -- --test` sees that it can be run.
@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use offloadd::flow::{Mask, Match, Ufid};
 use offloadd::offload::backend::{
-    ActionSet, Backend, BackendCaps, DeleteError, Device, Done, Fence, FlushError, Generation, Handle, Install,
-    PutError, StatsError, sim,
+    self, ActionSet, Backend, BackendCaps, BackendSpec, DeleteError, Device, Done, Fence, FlushError, Generation,
+    Handle, Install, PutError, StatsError, sim,
 };
 use offloadd::offload::worker::Worker;
 use offloadd::offload::{Agent, FlowSlot, FlowStats, Level, Offload, OffloadConfig};
@@ -45,12 +45,16 @@ fn main() {
     println!("{cores} processors; millions of operations in a second of processor time of the busiest worker, median");
     println!("(and range) of {rounds} rounds of {puts} puts and {puts} deletes\n");
     println!("{:<52} {:>22} {:>22} {:>22}", "", "puts", "deletes", "both");
-    let devices: [(&str, Open); 2] = [
+    let mut devices: Vec<(&str, Open)> = vec![
         ("simulated NIC, preset=instant", || sim::open(sim::Options::default(), Instant::now())),
         ("a device that only counts", || Arc::new(Counter(Counting::new(false)))),
     ];
+    match backend::open(&xdp(), Instant::now()) {
+        Ok(_) => devices.push(("XDP", || backend::open(&xdp(), Instant::now()).expect("it could be opened before"))),
+        Err(error) => println!("skipped: {error}"),
+    }
     for workers in [1, 2] {
-        for (name, open) in devices {
+        for (name, open) in &devices {
             for flows in flows {
                 let rounds = measure(open(), workers, flows, puts, rounds);
                 let rate = |time: fn(&Round) -> Duration, operations: u32| {
@@ -64,6 +68,11 @@ fn main() {
         }
     }
     wake_up(wakes);
+}
+
+/// With room for all flows.
+fn xdp() -> BackendSpec {
+    BackendSpec { kind: "xdp".to_owned(), options: Vec::new() }
 }
 
 /// How long the workers took.

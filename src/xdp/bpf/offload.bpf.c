@@ -29,21 +29,25 @@ INLINE __u32 hash(const struct key *key)
 #pragma clang loop unroll(full)
     for (i = 0; i < WORDS; i++)
         sum = (sum ^ key->word[i]) * 0x9e3779b97f4a7c15ull;
-    return sum >> 52;
+    return sum >> 46;
 }
 
-_Static_assert(HINTS == 1 << (64 - 52), "the hash's bits are an index of hints");
+_Static_assert(HINTS == 1 << (64 - 46), "the hash's bits are an index of hints");
 
 /* Every mask may be tried in any order: rules that overlap do the same, for so megaflows are made. */
 INLINE struct rule *find(struct scratch *scratch, const struct table *table, struct cpu *cpu)
 {
     const struct key *packet = &scratch->key;
-    __u32 count = table->count, place, tried = MASKS;
+    __u32 zero = 0, count = table->count, place, tried = MASKS;
+    struct hints *remembered;
     struct rule *rule;
     __u8 *hint = 0;
 
     if (count > 1) {
-        hint = &scratch->hints[hash(packet) & (HINTS - 1)];
+        remembered = bpf_map_lookup_elem(&hints, &zero);
+        if (!remembered)
+            return 0;
+        hint = &remembered->place[hash(packet) & (HINTS - 1)];
         tried = (__u32)*hint - 1;
         if (tried < count && tried < MASKS) {
             rule = probe(table, tried, packet);

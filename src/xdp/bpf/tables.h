@@ -13,7 +13,7 @@
 #define MASKS 64    /* that rules have at once */
 #define PORTS 64    /* that the device serves */
 #define QUEUES 64   /* of a port */
-#define HINTS 4096  /* remembered masks, a power of two */
+#define HINTS (1 << 18) /* remembered masks */
 
 /*
  * Of a packet, or of a rule under its mask; the words of the daemon's key (flow/field.rs) that the program knows:
@@ -139,8 +139,14 @@ struct layers {
 struct scratch {
     struct key key;
     struct layers layers;
-    /* By hash of a packet's key: the place of the mask that it was found under, plus 1. */
-    __u8 hints[HINTS];
+};
+
+/*
+ * By hash of a packet's key: the place of the mask that it was found under, plus 1. Processors write it as they like: a wrong one is tried in
+ * vain, and no more.
+ */
+struct hints {
+    __u8 place[HINTS];
 };
 
 /* How many rules there is room for. */
@@ -191,6 +197,13 @@ struct {
     type_of(key, __u32);
     type_of(value, struct scratch);
 } scratches SEC(".maps");
+
+struct {
+    uint_of(type, BPF_MAP_TYPE_ARRAY);
+    uint_of(max_entries, 1);
+    type_of(key, __u32);
+    type_of(value, struct hints);
+} hints SEC(".maps");
 
 struct {
     uint_of(type, BPF_MAP_TYPE_HASH);
