@@ -178,6 +178,32 @@ fn two_queues_are_polled_by_two_pollers() {
     assert!(received.len() == 2 && received.iter().all(|packets| *packets > 100), "{received:?}");
 }
 
+#[test]
+fn pollers_may_come_and_go_and_queues_be_changed_under_traffic() {
+    let Some(place) = Namespace::new() else { return };
+    if !(has("ethtool") && has("ping")) {
+        return;
+    }
+    let hosts: Vec<Namespace> = (1..=2).map(|i| host(&place, i)).collect();
+    hosts.iter().for_each(|host| host.prepare("eth0"));
+    let config = tempfile::NamedTempFile::new().unwrap();
+    let pollers = |n: u32| std::fs::write(config.path(), format!("[datapath]\npollers = {n}\n")).unwrap();
+    pollers(1);
+    let arguments = ["--config", config.path().to_str().unwrap(), "--offload", "xdp"];
+    let switch = Switch::start_with(place, &arguments, &["p1,type=xsk", "p2,type=xsk"]);
+    for n in [3, 1, 2] {
+        pings_pass(&hosts[0], "10.1.0.2", 20);
+        pollers(n);
+        switch.ask("config/reload");
+        until("there are as many pollers", || {
+            switch.ask("dpif-netdev/pmd-perf-show").matches("poller:").count() == n as usize
+        });
+    }
+    pings_pass(&hosts[1], "10.1.0.1", 20);
+    switch.place.run("ethtool -L p1 rx 2 tx 2");
+    until("it is told", || switch.daemon.err().contains("p1: its receive queues have become 2, of which it serves 1"));
+}
+
 /// All frames that wait at a port.
 fn drain(port: &mut Open, into: &mut Vec<Vec<u8>>) {
     let mut packets: Vec<Packet> = Vec::new();

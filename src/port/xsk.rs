@@ -87,7 +87,7 @@ struct XskPort {
     info: PortInfo,
     ifindex: u32,
     rx: Vec<Box<dyn RxQueue>>,
-    tx: Vec<Box<dyn TxQueue>>,
+    tx: Arc<Senders>,
     hook: Arc<Hook>,
     setup: Setup,
     zero_copy: bool,
@@ -95,8 +95,13 @@ struct XskPort {
     asking: OwnedFd,
     mtu: Cell<usize>,
     was_attached: bool,
+    /// Receive queues that the interface had when it was last looked at.
+    there: u32,
     share: Share,
 }
+
+/// Sending sides that no poller has.
+type Senders = Mutex<Vec<Sender>>;
 
 /// What `xdp-mode=` says.
 fn mode(spec: &PortSpec) -> Result<(Option<Mode>, Option<bool>), OpenError> {
@@ -156,7 +161,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     let share = Share::new(queues * 2 * ring).map_err(|error| spec.failed("memory to share with the kernel", error))?;
     let mut setup = Setup { ring, zero_copy, need_wakeup, pieces: true, busy_poll };
     let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();
-    let mut tx: Vec<Box<dyn TxQueue>> = Vec::new();
+    let mut tx = Vec::new();
     let mut is_zero_copy = true;
     for queue in 0..queues {
         let opened = open_queue(&share.group, ifindex, queue, &mut setup, long);
@@ -166,7 +171,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         is_zero_copy &= socket.is_zero_copy();
         hook.add_socket(queue, socket).map_err(|error| spec.failed("an AF_XDP socket for the program", error))?;
         rx.push(Box::new(XskRx::new(receiver, Arc::clone(share.group.umem()), Arc::clone(&hook), ifindex, number)));
-        tx.push(Box::new(XskTx { sender, umem: Arc::clone(share.group.umem()), pieces: setup.pieces }));
+        tx.push(sender);
     }
     // In the order of the queues they are taken.
     tx.reverse();
@@ -180,8 +185,9 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         tx_segment: false,
         ring: ring.into(),
     };
-    let (mtu, zero_copy) = (Cell::new(mtu), is_zero_copy);
-    Ok(Box::new(XskPort { info, ifindex, rx, tx, hook, setup, zero_copy, asking, mtu, was_attached: true, share }))
+    let (mtu, zero_copy, tx) = (Cell::new(mtu), is_zero_copy, Arc::new(Mutex::new(tx)));
+    let was_attached = true;
+    Ok(Box::new(XskPort { info, ifindex, rx, tx, hook, setup, zero_copy, asking, mtu, was_attached, there, share }))
 }
 
 /// Opens one queue's socket; without frames in several pieces where the kernel or the driver knows none and none are `needed`.
@@ -222,15 +228,20 @@ fn told(spec: &PortSpec, queue: u32, setup: &Setup, error: io::Error) -> OpenErr
     spec.wrong(format!("an AF_XDP socket for queue {queue}: {advice} ({error})"))
 }
 
+impl XskPort {
+    /// The interface's name now: it may have been given another.
+    fn name(&self) -> Option<String> {
+        index_to_name_inlined(&self.asking, self.ifindex).ok().map(|name| name.as_str().to_owned())
+    }
+}
+
 impl Port for XskPort {
     fn info(&self) -> &PortInfo {
         &self.info
     }
 
     fn mtu(&self) -> usize {
-        // By its number, for it may have been renamed.
-        let name = index_to_name_inlined(&self.asking, self.ifindex);
-        if let Some(mtu) = name.ok().and_then(|name| netdev::mtu(&self.asking, name.as_str()).ok()) {
+        if let Some(mtu) = self.name().and_then(|name| netdev::mtu(&self.asking, &name).ok()) {
             self.mtu.set(mtu);
         }
         self.mtu.get()
@@ -241,7 +252,11 @@ impl Port for XskPort {
     }
 
     fn open_tx(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
-        Ok(self.tx.pop())
+        let sender = self.tx.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Ok(sender.map(|sender| {
+            let (umem, home) = (Arc::clone(self.share.group.umem()), Arc::clone(&self.tx));
+            Box::new(XskTx { sender: Some(sender), umem, pieces: self.setup.pieces, home }) as Box<dyn TxQueue>
+        }))
     }
 
     fn open_wire(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
@@ -254,6 +269,16 @@ impl Port for XskPort {
     }
 
     fn look_after(&mut self) {
+        let there = self.name().and_then(|name| netdev::rx_queues(&self.asking, &name).ok());
+        if let Some(there) = there.filter(|there| *there != self.there) {
+            let (name, ours) = (&self.info.name, self.info.rx_queues as u32);
+            log::warn!(
+                target: "port",
+                "{name}: its receive queues have become {there}, of which it serves {}; add it anew to have all",
+                ours.min(there)
+            );
+            self.there = there;
+        }
         if self.hook.is_attached() {
             self.was_attached = true;
             return;
@@ -396,51 +421,66 @@ impl RxQueue for XskRx {
 }
 
 struct XskTx {
-    sender: Sender,
+    /// `None` only while it is dropped.
+    sender: Option<Sender>,
     umem: Arc<Umem>,
     /// Frames may have several.
     pieces: bool,
+    /// Where another poller may take it.
+    home: Arc<Senders>,
 }
 
-impl XskTx {
-    /// Lays one packet in the ring from place `at` on. Answers with how many places it took; 0: it cannot be sent.
-    #[inline]
-    fn put(&mut self, at: usize, packet: Packet, pool: &mut Pool) -> usize {
-        match packet.into_frame(&self.umem) {
-            Ok((frame, start, len)) => usize::from(self.sender.put(at, frame, start, len, false).is_ok()),
-            Err(packet) => {
-                let placed = self.put_copy(at, &packet, pool);
-                pool.give(packet);
-                placed
-            }
-        }
+impl Drop for XskTx {
+    fn drop(&mut self) {
+        let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
+        home.extend(self.sender.take());
     }
+}
 
-    /// The same for a packet in other memory, cut into pieces.
-    fn put_copy(&mut self, at: usize, packet: &Packet, pool: &mut Pool) -> usize {
-        let mut frames: [Option<Frame>; MOST_PIECES] = std::array::from_fn(|_| None);
-        let pieces = pieces_of(packet);
-        if pieces > 1 && !self.pieces || pieces > MOST_PIECES {
-            return 0;
+/// Lays one packet in the ring from place `at` on. Answers with how many places it took; 0: it cannot be sent.
+#[inline]
+fn put(sender: &mut Sender, at: usize, packet: Packet, umem: &Arc<Umem>, pieces: bool, pool: &mut Pool) -> usize {
+    match packet.into_frame(umem) {
+        Ok((frame, start, len)) => usize::from(sender.put(at, frame, start, len, false).is_ok()),
+        Err(packet) => {
+            let placed = put_copy(sender, at, &packet, umem, pieces, pool);
+            pool.give(packet);
+            placed
         }
-        // All or none.
-        for frame in &mut frames[..pieces] {
-            *frame = pool.take_frame(&self.umem);
-        }
-        if frames[..pieces].iter().any(Option::is_none) {
-            frames.into_iter().flatten().for_each(|frame| pool.give_frame(frame));
-            return 0;
-        }
-        let mut left = packet.bytes();
-        for (i, mut frame) in frames.into_iter().flatten().enumerate() {
-            let (piece, behind) = left.split_at(left.len().min(PIECE));
-            frame.bytes_mut()[FRAME_AT..FRAME_AT + piece.len()].copy_from_slice(piece);
-            // The memory is its own, and the piece inside.
-            let _ = self.sender.put(at + i, frame, FRAME_AT, piece.len(), !behind.is_empty());
-            left = behind;
-        }
-        pieces
     }
+}
+
+/// The same for a packet in other memory, cut into pieces where it may be.
+fn put_copy(
+    sender: &mut Sender,
+    at: usize,
+    packet: &Packet,
+    umem: &Arc<Umem>,
+    may_cut: bool,
+    pool: &mut Pool,
+) -> usize {
+    let mut frames: [Option<Frame>; MOST_PIECES] = std::array::from_fn(|_| None);
+    let pieces = pieces_of(packet);
+    if pieces > 1 && !may_cut || pieces > MOST_PIECES {
+        return 0;
+    }
+    // All or none.
+    for frame in &mut frames[..pieces] {
+        *frame = pool.take_frame(umem);
+    }
+    if frames[..pieces].iter().any(Option::is_none) {
+        frames.into_iter().flatten().for_each(|frame| pool.give_frame(frame));
+        return 0;
+    }
+    let mut left = packet.bytes();
+    for (i, mut frame) in frames.into_iter().flatten().enumerate() {
+        let (piece, behind) = left.split_at(left.len().min(PIECE));
+        frame.bytes_mut()[FRAME_AT..FRAME_AT + piece.len()].copy_from_slice(piece);
+        // The memory is its own, and the piece inside.
+        let _ = sender.put(at + i, frame, FRAME_AT, piece.len(), !behind.is_empty());
+        left = behind;
+    }
+    pieces
 }
 
 /// The most pieces that the kernel takes for one frame (`MAX_SKB_FRAGS`).
@@ -452,17 +492,18 @@ fn pieces_of(packet: &Packet) -> usize {
 
 impl TxQueue for XskTx {
     fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
-        self.sender.complete(|frame| pool.give_frame(frame));
         let mut sent = Sent::default();
+        let Some(sender) = &mut self.sender else { return sent };
+        sender.complete(|frame| pool.give_frame(frame));
         let mut placed = 0;
         for packet in packets.drain(..) {
             let (len, needed) = (packet.len() as u64, pieces_of(&packet));
-            if self.sender.room(placed + needed) < placed + needed {
+            if sender.room(placed + needed) < placed + needed {
                 sent.full += 1;
                 pool.give(packet);
                 continue;
             }
-            match self.put(placed, packet, pool) {
+            match put(sender, placed, packet, &self.umem, self.pieces, pool) {
                 0 => sent.failed += 1,
                 n => {
                     placed += n;
@@ -471,7 +512,7 @@ impl TxQueue for XskTx {
                 }
             }
         }
-        if let Err(Refused::Down) = self.sender.send(placed) {
+        if let Err(Refused::Down) = sender.send(placed) {
             // They wait in the ring, for an interface that is down.
             sent = Sent { failed: sent.failed + sent.packets, full: sent.full, ..Sent::default() };
         }
