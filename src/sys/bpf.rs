@@ -18,14 +18,12 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 #[derive(Clone, Copy)]
 #[repr(i32)]
 enum Command {
-    MapLookup = 1,
     MapUpdate = 2,
     MapDelete = 3,
     ProgTestRun = 10,
     LinkNextId = 31,
     LinkFdById = 30,
     InfoByFd = 15,
-    MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkDetach = 34,
@@ -63,19 +61,6 @@ struct MapElement {
     unused: u32,
     key: u64,
     value: u64,
-    flags: u64,
-}
-
-#[derive(Default)]
-#[repr(C)]
-struct MapBatch {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map: RawFd,
-    element_flags: u64,
     flags: u64,
 }
 
@@ -129,10 +114,6 @@ impl Map {
         Ok(Map { fd, key_len: key_size as usize, value_len: value_size as usize, entries: max_entries })
     }
 
-    pub fn entries(&self) -> u32 {
-        self.entries
-    }
-
     pub fn value_len(&self) -> usize {
         self.value_len
     }
@@ -175,43 +156,6 @@ impl Map {
         let mut element = self.element(key, std::ptr::null_mut(), self.value_len)?;
         // SAFETY: the map's command, and the key is as long as the map's; a value is not looked at.
         unsafe { bpf(Command::MapDelete, &mut element).map(drop) }
-    }
-
-    /// Copies what is at `key` into `value`. Not for maps that have a value for each processor.
-    ///
-    /// # Errors
-    /// `NotFound`: nothing is there.
-    pub fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<()> {
-        let mut element = self.element(key, value.as_mut_ptr().cast(), value.len())?;
-        // SAFETY: the map's command; the key and the value, which is ours to write, are as long as the map's.
-        unsafe { bpf(Command::MapLookup, &mut element).map(drop) }
-    }
-
-    /// Puts many values, `keys` and `values` one behind the other. Answers with how many were put before the first that was not.
-    ///
-    /// # Errors
-    /// Lengths that do not fit the map's, or a kernel without batches. What a value is refused for is not told.
-    pub fn update_batch(&self, keys: &[u8], values: &[u8]) -> io::Result<usize> {
-        let count = keys.len() / self.key_len.max(1);
-        if keys.len() != count * self.key_len || values.len() != count * self.value_len {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        let mut batch = MapBatch {
-            keys: keys.as_ptr() as u64,
-            values: values.as_ptr() as u64,
-            count: count as u32,
-            map: self.fd.as_raw_fd(),
-            ..Default::default()
-        };
-        // SAFETY: keys and values are as long as `count` of the map's, and only read.
-        match unsafe { bpf(Command::MapUpdateBatch, &mut batch) } {
-            Ok(_) => Ok(count),
-            // The kernel tells how far it came in the same place.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOMEM)) => {
-                Ok((batch.count as usize).min(count))
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// The memory of an array that was made with `BPF_F_MMAPABLE`.

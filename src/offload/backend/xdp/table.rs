@@ -3,7 +3,6 @@
 //! Every change ends with the program's processors having left what was before ([`Shared::settle`]): the kernel uses a removed rule's memory for
 //! the next rule at once, and a packet that had found the old one must not meet the new one there.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 
@@ -18,17 +17,25 @@ use crate::offload::state::FlowStats;
 /// The rules of a device. One thread at a time: its owner is a lock.
 pub struct Table {
     shared: Arc<Shared>,
-    rules: HashMap<Handle, Rule>,
+    /// By the lower bits of their handles.
+    rules: Vec<Option<Rule>>,
+    /// Places there that are free.
+    places: Vec<u32>,
     masks: [Option<Tried>; MASKS],
     capacity: usize,
-    next_handle: u64,
+    /// The upper bits of the next handle.
+    serial: u64,
     next_mask: u32,
     /// Slots of counts that are at zero and that nobody has.
     slots: Vec<u32>,
 }
 
+/// Lower bits of a handle, which are a place: more than rules can be.
+const PLACE_BITS: u32 = 24;
+
 /// A rule in the maps.
 struct Rule {
+    handle: Handle,
     key: [u8; layout::KEY],
     /// The place of its mask.
     mask: usize,
@@ -55,17 +62,18 @@ impl Table {
     pub fn new(shared: Arc<Shared>, capacity: usize) -> Table {
         Table {
             shared,
-            rules: HashMap::new(),
+            rules: Vec::new(),
+            places: Vec::new(),
             masks: std::array::from_fn(|_| None),
             capacity,
-            next_handle: 0,
+            serial: 0,
             next_mask: 0,
             slots: (0..=capacity as u32).rev().collect(),
         }
     }
 
     pub fn put(&mut self, matching: &Match, mark: Mark, rewrite: &Rewrite, out: u32) -> Result<Handle, PutError> {
-        if self.rules.len() == self.capacity {
+        if self.rules.len() - self.places.len() == self.capacity {
             return Err(PutError::NoRoom);
         }
         let Some(slot) = self.slots.pop() else { return Err(PutError::NoRoom) };
@@ -104,10 +112,24 @@ impl Table {
         if let Some(tried) = &mut self.masks[mask] {
             tried.rules += 1;
         }
-        self.next_handle += 1;
-        let handle = Handle(self.next_handle);
-        self.rules.insert(handle, Rule { key, mask, slot, mark, counted: FlowStats::default() });
+        let place = self.places.pop().unwrap_or_else(|| {
+            self.rules.push(None);
+            self.rules.len() as u32 - 1
+        });
+        self.serial += 1;
+        let handle = Handle(self.serial << PLACE_BITS | u64::from(place));
+        self.rules[place as usize] = Some(Rule { handle, key, mask, slot, mark, counted: FlowStats::default() });
         Ok(handle)
+    }
+
+    fn rule(&self, handle: Handle) -> Option<&Rule> {
+        self.rules.get(place(handle))?.as_ref().filter(|rule| rule.handle == handle)
+    }
+
+    fn take_rule(&mut self, handle: Handle) -> Option<Rule> {
+        let rule = self.rules.get_mut(place(handle))?.take_if(|rule| rule.handle == handle)?;
+        self.places.push(place(handle) as u32);
+        Some(rule)
     }
 
     /// The place of this mask, and whether nobody tries it yet. `None`: there are too many.
@@ -162,7 +184,8 @@ impl Table {
     /// Gives a rule another mark and rewrite. Answers with what it had counted until then.
     pub fn replace(&mut self, handle: Handle, mark: Mark, rewrite: &Rewrite, out: u32) -> Result<FlowStats, PutError> {
         let device = |text: String| PutError::Device(text);
-        let Some(rule) = self.rules.get_mut(&handle) else { return Err(device("there is no such rule".to_owned())) };
+        let rule = self.rules.get_mut(place(handle)).and_then(Option::as_mut).filter(|rule| rule.handle == handle);
+        let Some(rule) = rule else { return Err(device("there is no such rule".to_owned())) };
         // There is one more than rules.
         let Some(slot) = self.slots.pop() else { return Err(device("no place for counts".to_owned())) };
         let put = self.shared.rules.update(&rule.key, &rewrite.rule(slot, mark.0.get(), out));
@@ -185,10 +208,10 @@ impl Table {
 
     /// Removes a rule. Answers with all that it counted.
     pub fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
-        let Some(rule) = self.rules.get(&handle) else { return Ok(FlowStats::default()) };
+        let Some(rule) = self.rule(handle) else { return Ok(FlowStats::default()) };
         self.remove(&rule.key)?;
         self.shared.settle().map_err(|error| DeleteError(error.to_string()))?;
-        let Some(rule) = self.rules.remove(&handle) else { return Ok(FlowStats::default()) };
+        let Some(rule) = self.take_rule(handle) else { return Ok(FlowStats::default()) };
         let counted = sum(rule.counted, self.shared.counted(rule.slot));
         self.forget(rule);
         Ok(counted)
@@ -196,12 +219,12 @@ impl Table {
 
     /// Removes all of `handles`, waiting once.
     pub fn flush(&mut self, handles: &[Handle]) -> Result<(), DeleteError> {
-        for rule in handles.iter().filter_map(|handle| self.rules.get(handle)) {
+        for rule in handles.iter().filter_map(|handle| self.rule(*handle)) {
             self.remove(&rule.key)?;
         }
         self.shared.settle().map_err(|error| DeleteError(error.to_string()))?;
         for handle in handles {
-            if let Some(rule) = self.rules.remove(handle) {
+            if let Some(rule) = self.take_rule(*handle) {
                 self.forget(rule);
             }
         }
@@ -230,16 +253,20 @@ impl Table {
     }
 
     pub fn counted(&self, handle: Handle) -> FlowStats {
-        self.rules.get(&handle).map_or(FlowStats::default(), |rule| sum(rule.counted, self.shared.counted(rule.slot)))
+        self.rule(handle).map_or(FlowStats::default(), |rule| sum(rule.counted, self.shared.counted(rule.slot)))
     }
 
     pub fn handles(&self) -> Vec<Handle> {
-        self.rules.keys().copied().collect()
+        self.rules.iter().flatten().map(|rule| rule.handle).collect()
     }
 
     pub fn marks(&self) -> Vec<Mark> {
-        self.rules.values().map(|rule| rule.mark).collect()
+        self.rules.iter().flatten().map(|rule| rule.mark).collect()
     }
+}
+
+fn place(handle: Handle) -> usize {
+    (handle.0 & ((1 << PLACE_BITS) - 1)) as usize
 }
 
 fn sum(a: FlowStats, b: FlowStats) -> FlowStats {
