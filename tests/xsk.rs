@@ -204,6 +204,35 @@ fn pollers_may_come_and_go_and_queues_be_changed_under_traffic() {
     until("it is told", || switch.daemon.err().contains("p1: its receive queues have become 2, of which it serves 1"));
 }
 
+#[test]
+fn packets_that_the_device_does_not_see_have_a_reason_and_a_port_that_takes_frames_later_is_noticed() {
+    let Some(place) = Namespace::new() else { return };
+    if !(has("ethtool") && has("ping")) {
+        return;
+    }
+    let hosts: Vec<Namespace> = (1..=3).map(|i| host(&place, i)).collect();
+    // Without GRO and without a program, a veth takes no frames that are redirected to its peer.
+    hosts[..2].iter().for_each(|host| host.run("ethtool -K eth0 tx off gso off tso off gro off"));
+    let ports = ["p1,type=xsk,port_no=1", "p2,type=xsk,port_no=2", "p3,type=packet,port_no=3"];
+    let switch = Switch::start_with(place, &["--offload", "xdp,level=full"], &ports);
+    pings_pass(&hosts[0], "10.1.0.2", 20);
+    pings_pass(&hosts[2], "10.1.0.1", 20);
+    let said = |text: &str| switch.ask("offload/explain --all").contains(text);
+    until("what is not seen is told", || said("does not see packets of port 3"));
+    until("what cannot be sent is told", || said("cannot send to port 2"));
+    assert_eq!(by_device(&switch, "rx_offload_full"), 0);
+    hosts[..2].iter().for_each(|host| host.run("ethtool -K eth0 gro on"));
+    until("the device forwards", || {
+        pings_pass(&hosts[0], "10.1.0.2", 5);
+        by_device(&switch, "rx_offload_full") > 10
+    });
+    hosts[..2].iter().for_each(|host| host.run("ethtool -K eth0 gro off"));
+    until("it is told again", || {
+        pings_pass(&hosts[0], "10.1.0.2", 5);
+        said("cannot send to port 2")
+    });
+}
+
 /// All frames that wait at a port.
 fn drain(port: &mut Open, into: &mut Vec<Vec<u8>>) {
     let mut packets: Vec<Packet> = Vec::new();

@@ -341,8 +341,8 @@ impl Switch {
             open.port.look_after();
             let mtu = open.port.mtu();
             open.limits.mtu.store(mtu as u32, Ordering::Relaxed);
-            if let Some(device) = &self.device {
-                device.set_mtu(*number, mtu);
+            if self.device.as_ref().is_some_and(|device| device.set_mtu(*number, mtu)) {
+                self.offload.port_changed(*number);
             }
             open.queues.iter_mut().for_each(|place| place.window.sample(now, &place.counters));
         }

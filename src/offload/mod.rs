@@ -303,6 +303,15 @@ impl Offload {
         }
     }
 
+    /// What the device can do for packets that are to leave by the port has changed: rules that send there are tried anew. Does not wait.
+    pub fn port_changed(&self, port: PortNo) {
+        let Some(path) = &self.path else { return };
+        for lanes in path.staff().lanes() {
+            let same = |message: &Message| matches!(message, Message::PortChanged(number) if *number == port);
+            lanes.take_back_or_send(same, Message::PortChanged(port));
+        }
+    }
+
     /// The port's rules are to be removed from the device; later flows of it stay in software. Does not wait.
     pub fn port_removed(&self, port: PortNo) {
         let Some(path) = &self.path else { return };

@@ -98,7 +98,7 @@ impl From<Unsupported> for Reason {
         match what {
             Unsupported::Field(_) | Unsupported::Match => Reason::Match,
             Unsupported::Action(_) | Unsupported::Outputs => Reason::Action,
-            Unsupported::Port(_) => Reason::Port,
+            Unsupported::Port(_) | Unsupported::Sight(_) => Reason::Port,
         }
     }
 }

@@ -76,6 +76,8 @@ pub enum Message {
     AgentAdded(Arc<Mailbox>),
     PortAdded(PortInfo, Vec<StdArc<RxProgress>>),
     PortRemoved(PortNo),
+    /// The device can do more, or less, for packets that leave by it.
+    PortChanged(PortNo),
     Flush {
         number: u64,
         gathering: StdArc<Gathering>,

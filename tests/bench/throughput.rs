@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
-use offloadd::flow::{Mask, Match, Ufid};
+use offloadd::flow::{Field, Mask, Match, Ufid};
 use offloadd::offload::backend::{
     self, ActionSet, Backend, BackendCaps, BackendSpec, DeleteError, Device, Done, Fence, FlushError, Generation,
     Handle, Install, PutError, StatsError, sim,
@@ -142,7 +142,10 @@ fn processor_time() -> Duration {
 }
 
 fn adopt(agent: &Agent, now: Instant, n: u32) -> offloadd::sync::Arc<offloadd::offload::OffloadCell> {
-    let matching = Match::new(&rig::key(n), &rig::tuple_mask(32));
+    // Of no port in particular, for the XDP device takes rules of ports that it is at.
+    let mut mask = rig::tuple_mask(32);
+    Field::InPort.set(mask.words_mut(), 0u128);
+    let matching = Match::new(&rig::key(n), &mask);
     agent.adopt(now, FlowSlot { index: n, generation: 1 }, Ufid(n.into()), matching, rig::output(), n.into())
 }
 

@@ -109,8 +109,8 @@ impl Device for Chaos {
         self.device.connect(port, mtu, wire, hook);
     }
 
-    fn set_mtu(&self, port: PortNo, mtu: usize) {
-        self.device.set_mtu(port, mtu);
+    fn set_mtu(&self, port: PortNo, mtu: usize) -> bool {
+        self.device.set_mtu(port, mtu)
     }
 
     fn disconnect(&self, port: PortNo) {

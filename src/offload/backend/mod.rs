@@ -64,8 +64,10 @@ pub trait Device: Send + Sync {
     }
 
     /// The MTU of a connected port, as of now.
-    fn set_mtu(&self, port: PortNo, mtu: usize) {
+    /// `true`: what it can do for packets that are to leave by the port has changed since it was last told.
+    fn set_mtu(&self, port: PortNo, mtu: usize) -> bool {
         let _ = (port, mtu);
+        false
     }
 
     /// The port is gone: nothing is sent there any more, whatever the rules say.
@@ -286,6 +288,9 @@ pub enum Unsupported {
     /// A port that it has no wire to.
     #[error("cannot send to port {0}")]
     Port(PortNo),
+    /// A port whose packets do not pass it.
+    #[error("does not see packets of port {0}")]
+    Sight(PortNo),
 }
 
 /// Why a rule was not put or replaced.

@@ -9,6 +9,7 @@ use super::{Attached, Flushing, Message, Retired, Worker};
 use crate::flow::PortNo;
 use crate::offload::backend::Unsupported;
 use crate::offload::report::{MarkPage, MarkRow};
+use crate::offload::state::Level;
 use crate::offload::table::Rule;
 use crate::offload::{Flushed, Stopped};
 use crate::port::{PortInfo, RxProgress};
@@ -56,6 +57,7 @@ impl Worker {
         match message {
             Message::AgentAdded(mailbox) => self.mailboxes.push(mailbox),
             Message::PortAdded(info, queues) => self.attach(info, queues),
+            Message::PortChanged(number) => self.try_anew(number),
             Message::PortRemoved(number) => {
                 if let Some(attached) = self.ports.get_mut(&number) {
                     attached.leaving = true;
@@ -133,6 +135,23 @@ impl Worker {
         for (id, retry) in concerned {
             if let Some(rule) = self.rules.get_mut(id) {
                 rule.retry |= retry;
+            }
+            self.todo.push_back(id);
+        }
+    }
+
+    /// Every rule in the device that sends to the port, or would, is put anew as far as it goes now.
+    fn try_anew(&mut self, port: PortNo) {
+        let sends_there = |rule: &Rule| {
+            let level =
+                rule.has.as_ref().map(|has| (has.level, has.short, has.actions.outputs().any(|out| out == port)));
+            matches!(level, Some((Level::Full, _, true)))
+                || matches!(level, Some((_, Some(Unsupported::Port(short)), _)) if short == port)
+        };
+        let concerned: Vec<_> = self.rules.iter().filter(|(_, rule)| sends_there(rule)).map(|(id, _)| id).collect();
+        for id in concerned {
+            if let Some(rule) = self.rules.get_mut(id) {
+                rule.retry = true;
             }
             self.todo.push_back(id);
         }

@@ -90,8 +90,10 @@ impl Device for Sim {
         self.nic.connect(port, mtu, wire);
     }
 
-    fn set_mtu(&self, port: PortNo, mtu: usize) {
+    fn set_mtu(&self, port: PortNo, mtu: usize) -> bool {
         self.nic.set_mtu(port, mtu);
+        // A packet that is too long for the port is left to the poller one by one, whatever its rule.
+        false
     }
 
     fn disconnect(&self, port: PortNo) {

@@ -142,8 +142,8 @@ impl Device for XdpDevice {
         }
     }
 
-    fn set_mtu(&self, port: PortNo, _mtu: usize) {
-        self.nic.state().ports.look_again(port);
+    fn set_mtu(&self, port: PortNo, _mtu: usize) -> bool {
+        self.nic.state().ports.look_again(port)
     }
 
     fn disconnect(&self, port: PortNo) {
@@ -218,6 +218,9 @@ const POWERLESS: &str = "the device was restarted";
 fn plan(caps: &BackendCaps, ports: &Ports, flow: &Install<'_>) -> Result<(Done, Rewrite, u32), PutError> {
     let able = caps.check(flow.matching, flow.actions).map_err(PutError::Unsupported)?;
     layout::check(flow.matching).map_err(PutError::Unsupported)?;
+    if let Some(port) = flow.in_port.filter(|port| ports.slot(*port).is_none()) {
+        return Err(PutError::Unsupported(Unsupported::Sight(port)));
+    }
     let mark = |short| (Done { level: Level::Mark, short }, Rewrite::MARK, 0);
     if flow.level == Level::Mark || able.level == Level::Mark {
         let short = able.short.filter(|_| flow.level == Level::Full);
