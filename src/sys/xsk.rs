@@ -302,6 +302,10 @@ impl Receiver {
     pub fn receive(&mut self, most: usize, mut each: impl FnMut(Received)) -> usize {
         let Some(lent) = &mut self.lent else { return 0 };
         let there = self.ring.waiting(most as u32);
+        // Another processor has just written them: fetched together, they are waited for once.
+        for i in 0..there {
+            lent.umem().prefetch(self.ring.get(i).addr);
+        }
         for i in 0..there {
             let desc: XdpDesc = self.ring.get(i);
             let Some(frame) = lent.reclaim(desc.addr) else {
