@@ -62,7 +62,8 @@ impl Agent {
 
     /// Asks for a flow that is not in yet, if it is worth it by now.
     pub fn consider(&self, now: Instant, cell: &Arc<OffloadCell>, record: &Record) {
-        if cell.is_admitted() {
+        // One of an earlier life of the device is replaced soon, and counted nowhere until then.
+        if cell.is_admitted() || !self.is_mine(cell) {
             return;
         }
         if let Some(lacking) = self.crew.settings.lacks(record) {

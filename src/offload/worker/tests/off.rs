@@ -116,6 +116,10 @@ fn a_device_that_hangs_is_fenced_and_one_that_is_restarted_is_used_once_old_mark
     renewed.release(world.now, &cell);
     assert_eq!(cell.standing(), Standing::Gone, "a flow of the old life is nobody's");
     drop(agent);
+    offload.set(&Wanted { min_packets: 3, ..Wanted::default() });
+    renewed.consider(world.now, &late, &crate::offload::Record::NEW);
+    assert_eq!(offload.snapshot().refused, [], "nor is it counted, for nobody would take it out again");
+    offload.set(&Wanted::default());
     let again = world.adopt_for(&renewed, 1, output(1), 1);
     assert!(fence.is_raised() && again.mark().is_none(), "old marks may wait in the ring");
     // The ring turns over, and the worker looks: another poller may still have the old marks in its table.
