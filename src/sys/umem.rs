@@ -99,6 +99,7 @@ impl Umem {
     }
 
     /// Begins to fetch what stands at `address`, and what is in front of it, from wherever another processor has left it.
+    #[cfg(xdp)]
     #[inline]
     pub(super) fn prefetch(&self, address: u64) {
         #[cfg(target_arch = "x86_64")]
@@ -187,6 +188,7 @@ impl Lent {
         Lent { umem: Arc::clone(umem), chunks: vec![0; (umem.chunks as usize).div_ceil(64)].into_boxed_slice() }
     }
 
+    #[cfg(xdp)]
     pub(super) fn umem(&self) -> &Umem {
         &self.umem
     }
