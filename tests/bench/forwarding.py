@@ -89,16 +89,16 @@ class Bench:
         yield None
 
     @contextlib.contextmanager
-    def offloadd(self, kind="packet", device="none", flows=()):
+    def offloadd(self, kind="packet", device="none", flows=(), more_rules="", cpus=SWITCH_CPU):
         """With ports of this kind, and `flows` by hand, on rules that send each port's packets to the other one."""
         rules = self.dir / "rules"
-        rules.write_text("in_port=1,actions=output:2\nin_port=2,actions=output:1\n")
+        rules.write_text(f"in_port=1,actions=output:2\nin_port=2,actions=output:1\n{more_rules}")
         log = self.dir / "offloadd.log"
         log.write_text("")
         command = [ROOT / "target/release/offloadd", "--unixctl", self.dir / "ctl", "--rules", rules, "--offload", device]
         for number in "1", "2":
             command += ["--port", f"p{number},type={kind},port_no={number}"]
-        with program(log, "ip", "netns", "exec", self.switch, "taskset", "-c", SWITCH_CPU, *command) as process:
+        with program(log, "ip", "netns", "exec", self.switch, "taskset", "-c", cpus, *command) as process:
             until("offloadd is ready", lambda: "is ready" in log.read_text(), process)
             if flows:
                 self.add_flows([ROOT / "target/release/offloadctl", "-t", self.dir / "ctl"], flows)
