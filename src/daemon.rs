@@ -277,7 +277,7 @@ impl Daemon {
     }
 
     /// What is done about once a second, at the real moment `now`.
-    pub fn tick(&self, now: Instant) {
+    pub fn tick(self: &Arc<Self>, now: Instant) {
         let counts = self.counts();
         let mut history = self.history();
         history.coverage.note(now, &counts);
@@ -286,7 +286,9 @@ impl Daemon {
         history.flows = (sum + flows, ticks + 1, most.max(flows));
         drop(history);
         self.slowpath.expire(clock::at(now));
-        self.switch.refresh_ports(now);
+        for port in self.switch.refresh_ports(now) {
+            drop(self.in_background("reopen-port", move |daemon| daemon.reopen_port(port)));
+        }
         self.switch.offload.watch(now);
     }
 
@@ -542,6 +544,15 @@ impl Daemon {
                 log::error!(target: "port", "{}: not as it was, either: {error}", old.name);
             }
         })
+    }
+
+    /// Closes a port and opens it as it was asked for; for threads that may sleep. Its packets are lost meanwhile.
+    fn reopen_port(&self, port: PortNo) {
+        let Some(spec) = self.switch.port_spec(port) else { return };
+        let spec = PortSpec { number: Some(port), ..spec };
+        if let Err(error) = self.replace_port(&spec, &spec) {
+            log::error!(target: "port", "{}: cannot be opened anew: {error}", spec.name);
+        }
     }
 
     /// As [`Switch::remove_port`]; for threads that may sleep.

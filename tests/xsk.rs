@@ -201,7 +201,11 @@ fn pollers_may_come_and_go_and_queues_be_changed_under_traffic() {
     }
     pings_pass(&hosts[1], "10.1.0.1", 20);
     switch.place.run("ethtool -L p1 rx 2 tx 2");
-    until("it is told", || switch.daemon.err().contains("p1: its receive queues have become 2, of which it serves 1"));
+    until("both queues are polled", || {
+        switch.ask("dpif-netdev/pmd-rxq-show").lines().any(|line| line.contains("p1") && line.contains("queue-id:  1"))
+    });
+    pings_pass(&hosts[0], "10.1.0.2", 20);
+    assert!(by_device(&switch, "rx_offload_partial") > 0);
 }
 
 #[test]

@@ -335,10 +335,13 @@ impl Switch {
     }
 
     /// Reads what may have changed behind our back, each port's MTU, and how far each receive queue's counts have come. Call
-    /// about once a second.
-    pub fn refresh_ports(&self, now: Instant) {
+    /// about once a second. Answers with the ports that should be opened anew.
+    pub fn refresh_ports(&self, now: Instant) -> Vec<PortNo> {
+        let mut outdated = Vec::new();
         for (number, open) in &mut self.ports().open {
-            open.port.look_after();
+            if !open.port.look_after() {
+                outdated.push(*number);
+            }
             let mtu = open.port.mtu();
             open.limits.mtu.store(mtu as u32, Ordering::Relaxed);
             if self.device.as_ref().is_some_and(|device| device.set_mtu(*number, mtu)) {
@@ -346,6 +349,7 @@ impl Switch {
             }
             open.queues.iter_mut().for_each(|place| place.window.sample(now, &place.counters));
         }
+        outdated
     }
 
     pub fn port_views(&self) -> Vec<PortView> {

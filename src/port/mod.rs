@@ -100,8 +100,10 @@ pub trait Port: Send {
         None
     }
 
-    /// Repairs what others may have broken. Called about once a second.
-    fn look_after(&mut self) {}
+    /// Repairs what others may have broken. Called about once a second. `false`: only opening it anew would do, which this asks for once.
+    fn look_after(&mut self) -> bool {
+        true
+    }
 
     /// Device settings worth showing, as `(name, value)`.
     fn details(&self) -> Vec<(&'static str, String)> {

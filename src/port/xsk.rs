@@ -2,7 +2,7 @@
 //!
 //! | option | meaning |
 //! | --- | --- |
-//! | `queues=N` | receive queues, 1 to 64; by default all that the interface has. Frames of others are dropped |
+//! | `queues=N` | receive queues, 1 to 64; by default all that the interface has, also when they become others. Frames of others are dropped |
 //! | `xdp-mode=MODE` | `best-effort` (the default), `native-with-zerocopy`, `native` or `generic` |
 //! | `ring=N` | frames that wait in each ring of a queue, a power of two from 64 to 16,384; 1,024 by default |
 //! | `use-need-wakeup=no` | the kernel is called whether it wants to be or not |
@@ -97,6 +97,8 @@ struct XskPort {
     was_attached: bool,
     /// Receive queues that the interface had when it was last looked at.
     there: u32,
+    /// No number of queues was asked for.
+    serves_all: bool,
     share: Share,
 }
 
@@ -145,6 +147,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         let expected = format!("the interface has {there} receive queues");
         return Err(spec.refused("queues", expected));
     }
+    let serves_all = queues == 0;
     let queues = if queues == 0 { there.min(64) } else { queues };
     if queues < there {
         log::warn!(target: "port", "{}: frames of {} of its {there} receive queues are dropped", spec.name, there - queues);
@@ -187,7 +190,21 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     };
     let (mtu, zero_copy, tx) = (Cell::new(mtu), is_zero_copy, Arc::new(Mutex::new(tx)));
     let was_attached = true;
-    Ok(Box::new(XskPort { info, ifindex, rx, tx, hook, setup, zero_copy, asking, mtu, was_attached, there, share }))
+    Ok(Box::new(XskPort {
+        info,
+        ifindex,
+        rx,
+        tx,
+        hook,
+        setup,
+        zero_copy,
+        asking,
+        mtu,
+        was_attached,
+        there,
+        serves_all,
+        share,
+    }))
 }
 
 /// Opens one queue's socket; without frames in several pieces where the kernel or the driver knows none and none are `needed`.
@@ -268,20 +285,21 @@ impl Port for XskPort {
         Some(Arc::clone(&self.hook))
     }
 
-    fn look_after(&mut self) {
+    fn look_after(&mut self) -> bool {
         let there = self.name().and_then(|name| netdev::rx_queues(&self.asking, &name).ok());
         if let Some(there) = there.filter(|there| *there != self.there) {
-            let (name, ours) = (&self.info.name, self.info.rx_queues as u32);
-            log::warn!(
-                target: "port",
-                "{name}: its receive queues have become {there}, of which it serves {}; add it anew to have all",
-                ours.min(there)
-            );
             self.there = there;
+            let name = &self.info.name;
+            if self.serves_all {
+                log::warn!(target: "port", "{name}: its receive queues have become {there}; it is opened anew");
+                return false;
+            }
+            let ours = self.info.rx_queues;
+            log::warn!(target: "port", "{name}: its receive queues have become {there}, of which it serves {ours}, as queues= says");
         }
         if self.hook.is_attached() {
             self.was_attached = true;
-            return;
+            return true;
         }
         let told = std::mem::replace(&mut self.was_attached, false);
         match self.hook.attach_again() {
@@ -291,6 +309,7 @@ impl Port for XskPort {
             Err(_) if !told => {}
             Err(error) => log::error!(target: "port", "{}: somebody detached its XDP program: {error}", self.info.name),
         }
+        true
     }
 
     fn details(&self) -> Vec<(&'static str, String)> {

@@ -41,7 +41,7 @@ pub static COMMANDS: &[Command<Arc<Daemon>>] = &[
     },
 ];
 
-async fn warp(daemon: &Daemon, args: &[String]) -> Result<Answer, CommandError> {
+async fn warp(daemon: &Arc<Daemon>, args: &[String]) -> Result<Answer, CommandError> {
     let ms = |text: &String| {
         let ms = text.parse::<u64>().ok().filter(|ms| (1..=MAX_WARP).contains(ms));
         ms.ok_or_else(|| CommandError::new(format!("{text:?}: expected milliseconds, 1 to {MAX_WARP}")))
