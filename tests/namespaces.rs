@@ -78,6 +78,10 @@ impl Program {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn out(&self) -> String {
         fs::read_to_string(self.dir.path().join("out")).unwrap()
     }

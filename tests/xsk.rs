@@ -6,7 +6,7 @@
 //!
 //! Without root the tests say that they are skipped; without a tool, so do the parts that need it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Instant;
 
@@ -415,15 +415,40 @@ fn an_interface_removed_under_a_port_disturbs_no_other_and_may_come_back() {
     }
 }
 
+/// What the kernel keeps for a process, of what `bpftool` knows: kind and id.
+fn kept(pid: u32) -> BTreeSet<(&'static str, u64)> {
+    let files = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let texts = files.filter_map(|file| std::fs::read_to_string(file.unwrap().path()).ok());
+    let ids = texts.flat_map(|text| {
+        let id = |line: &str| match line.split_once(":\t")? {
+            ("prog_id", id) => Some(("prog", id.parse().unwrap())),
+            ("map_id", id) => Some(("map", id.parse().unwrap())),
+            ("link_id", id) => Some(("link", id.parse().unwrap())),
+            _ => None,
+        };
+        text.lines().filter_map(id).collect::<Vec<_>>()
+    });
+    ids.collect()
+}
+
+fn there_is(kind: &str, id: u64) -> bool {
+    Command::new("bpftool").args([kind, "show", "id", &id.to_string()]).output().unwrap().status.success()
+}
+
 #[test]
 fn a_daemon_that_is_killed_leaves_nothing_and_the_next_one_starts() {
     let Some((mut switch, hosts)) = switched(2, "native", "xdp,level=full") else { return };
-    if !has("ping") {
+    if !(has("bpftool") && has("ping")) {
         return;
     }
     pings_pass(&hosts[0], "10.1.0.2", 20);
+    let kept = kept(switch.daemon.pid());
+    for kind in ["prog", "map", "link"] {
+        assert!(kept.iter().any(|(of, id)| *of == kind && there_is(kind, *id)), "no {kind} in {kept:?}");
+    }
     switch.daemon.signal(Signal::KILL);
     switch.daemon.end();
+    until("nothing is left of its programs, maps and links", || !kept.iter().any(|(kind, id)| there_is(kind, *id)));
     let attached = |place: &Namespace| {
         let shown = place.enter(|| Command::new("ip").args(["link", "show"]).output().unwrap());
         String::from_utf8_lossy(&shown.stdout).contains("xdp")
