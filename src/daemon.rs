@@ -546,12 +546,12 @@ impl Daemon {
         })
     }
 
-    /// Closes a port and opens it as it was asked for; for threads that may sleep. Its packets are lost meanwhile.
+    /// Closes a port and opens it as it was asked for, with its number; for threads that may sleep. Its packets are lost meanwhile.
     fn reopen_port(&self, port: PortNo) {
         let Some(spec) = self.switch.port_spec(port) else { return };
-        let spec = PortSpec { number: Some(port), ..spec };
-        if let Err(error) = self.replace_port(&spec, &spec) {
-            log::error!(target: "port", "{}: cannot be opened anew: {error}", spec.name);
+        self.remove_port(port);
+        if let Err(error) = self.add_port(&PortSpec { number: Some(port), ..spec }) {
+            log::error!(target: "port", "it cannot be opened anew, and stays closed: {error}");
         }
     }
 

@@ -179,7 +179,7 @@ fn two_queues_are_polled_by_two_pollers() {
 }
 
 #[test]
-fn pollers_may_come_and_go_and_queues_be_changed_under_traffic() {
+fn pollers_may_come_and_go_under_traffic() {
     let Some(place) = Namespace::new() else { return };
     if !(has("ethtool") && has("ping")) {
         return;
@@ -200,12 +200,40 @@ fn pollers_may_come_and_go_and_queues_be_changed_under_traffic() {
         });
     }
     pings_pass(&hosts[1], "10.1.0.1", 20);
-    switch.place.run("ethtool -L p1 rx 2 tx 2");
-    until("both queues are polled", || {
-        switch.ask("dpif-netdev/pmd-rxq-show").lines().any(|line| line.contains("p1") && line.contains("queue-id:  1"))
-    });
-    pings_pass(&hosts[0], "10.1.0.2", 20);
-    assert!(by_device(&switch, "rx_offload_partial") > 0);
+}
+
+#[test]
+fn a_port_follows_its_interfaces_number_of_queues_unless_it_has_a_number_of_its_own() {
+    if !(has("ethtool") && has("ping")) {
+        return;
+    }
+    for (device, counter) in [("xdp", "rx_offload_partial   :"), ("xdp,level=full", "rx_offload_full      :")] {
+        let Some(place) = Namespace::new() else { return };
+        let hosts: Vec<Namespace> = (1..=2).map(|i| host(&place, i)).collect();
+        hosts.iter().for_each(|host| host.prepare("eth0"));
+        let switch = Switch::start_with(place, &["--offload", device], &["p1,type=xsk", "p2,type=xsk,queues=1"]);
+        pings_pass(&hosts[0], "10.1.0.2", 20);
+        switch.place.run("ethtool -L p2 rx 2 tx 2");
+        until("it is told", || {
+            switch.daemon.err().contains("p2: its receive queues have become 2, of which it serves 1")
+        });
+        switch.place.run("ethtool -L p1 rx 2 tx 2");
+        let polls = |port: &str, queue: u32| {
+            let shown = switch.ask("dpif-netdev/pmd-rxq-show");
+            shown.lines().any(|line| line.contains(port) && line.contains(&format!("queue-id:  {queue}")))
+        };
+        until("both queues are polled", || polls("p1", 0) && polls("p1", 1));
+        assert!(polls("p2", 0) && !polls("p2", 1), "{}", switch.ask("dpif-netdev/pmd-rxq-show"));
+        // In the device again, too.
+        let by_p1 = || {
+            let shown = switch.ask("dpif/offload/show");
+            number(&shown[shown.find("- p1:").expect("p1 is at the device")..], counter)
+        };
+        let before = by_p1();
+        pings_pass(&hosts[0], "10.1.0.2", 20);
+        pings_pass(&hosts[1], "10.1.0.1", 20);
+        until("packets from p1 are the device's", || by_p1() > before);
+    }
 }
 
 #[test]

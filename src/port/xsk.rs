@@ -40,6 +40,9 @@ const CHUNKS: u32 = 16_384;
 /// Of those, chunks that are for the pollers' pools, and for frames on their way.
 const RESERVE: u32 = 4_096;
 
+/// Receive queues that a port can serve.
+const MOST_QUEUES: u32 = 64;
+
 /// An Ethernet header and two VLAN tags, in bytes.
 const ETHERNET: usize = 14 + 2 * 4;
 
@@ -120,7 +123,7 @@ fn mode(spec: &PortSpec) -> Result<(Option<Mode>, Option<bool>), OpenError> {
 }
 
 pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError> {
-    let queues = spec.number_in("queues", 1..=64, 0)? as u32;
+    let queues = spec.number_in("queues", 1..=MOST_QUEUES.into(), 0)? as u32;
     let ring = spec.number_in("ring", 64..=16_384, 1_024)? as u32;
     if !ring.is_power_of_two() {
         return Err(spec.refused("ring", "a power of two from 64 to 16384 is needed".to_owned()));
@@ -148,7 +151,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         return Err(spec.refused("queues", expected));
     }
     let serves_all = queues == 0;
-    let queues = if queues == 0 { there.min(64) } else { queues };
+    let queues = if serves_all { there.min(MOST_QUEUES) } else { queues };
     if queues < there {
         log::warn!(target: "port", "{}: frames of {} of its {there} receive queues are dropped", spec.name, there - queues);
     }
@@ -289,13 +292,12 @@ impl Port for XskPort {
         let there = self.name().and_then(|name| netdev::rx_queues(&self.asking, &name).ok());
         if let Some(there) = there.filter(|there| *there != self.there) {
             self.there = there;
-            let name = &self.info.name;
-            if self.serves_all {
+            let (name, ours) = (&self.info.name, self.info.rx_queues as u32);
+            if self.serves_all && there.min(MOST_QUEUES) != ours {
                 log::warn!(target: "port", "{name}: its receive queues have become {there}; it is opened anew");
                 return false;
             }
-            let ours = self.info.rx_queues;
-            log::warn!(target: "port", "{name}: its receive queues have become {there}, of which it serves {ours}, as queues= says");
+            log::warn!(target: "port", "{name}: its receive queues have become {there}, of which it serves {ours}");
         }
         if self.hook.is_attached() {
             self.was_attached = true;
