@@ -178,10 +178,7 @@ fn every_answer_is_as_the_schema_says_and_the_schema_says_no_more() {
     let mut seen = BTreeSet::new();
     for (command, answers) in &answers {
         for answer in answers {
-            let instance = serde_json::json!({ command.as_str(): answer });
-            let errors: Vec<String> =
-                validator.iter_errors(&instance).map(|error| format!("{}: {error}", error.instance_path())).collect();
-            assert!(errors.is_empty(), "{command}: {errors:#?}\n{answer:.2000}");
+            is_as_said(&validator, command, answer);
             visit(answer, &document, &document["properties"][command], command, &mut seen);
         }
     }
@@ -193,6 +190,38 @@ fn every_answer_is_as_the_schema_says_and_the_schema_says_no_more() {
     }
     let unseen: Vec<&String> = named.difference(&seen).collect();
     assert!(unseen.is_empty(), "no answer has these: {unseen:#?}");
+}
+
+/// Flows that wait for a device have no reason and no times yet, and one that is wholly in it lacks nothing.
+#[test]
+fn flows_that_wait_and_flows_that_lack_nothing_are_as_the_schema_says() {
+    let stage = Stage::new();
+    stage.file("config", "[offload]\npatience = \"10m\"\n");
+    stage.file("rules", "actions=drop\n");
+    let world = stage.start(
+        "--config DIR/config --rules DIR/rules --port p1,type=sim,port_no=1,flows=4,rate=4000 --offload chaos,level=full,hang=true",
+    );
+    let validator = jsonschema::validator_for(&document()).unwrap();
+    let explain = |which: &[&str]| {
+        let answer = world.json_of(&[&["offload/explain"], which].concat());
+        is_as_said(&validator, "offload/explain", &answer);
+        answer
+    };
+    world.wait_until("a flow waits", || {
+        let waiting = explain(&["--all", "pending"]);
+        waiting[0]["kind"] == "pending" && waiting[0]["reason"].is_null() && waiting[0]["first_s"].is_null()
+    });
+    world.ctl(["sim/fault", "clear"]);
+    world.wait_until("it is in the device", || world.offload("/rules") > 0);
+    let ufid = world.flows()[0]["ufid"].as_str().unwrap().to_owned();
+    world.wait_until("it lacks nothing", || explain(&[&ufid])[0]["kind"].is_null());
+}
+
+fn is_as_said(validator: &jsonschema::Validator, command: &str, answer: &Value) {
+    let instance = serde_json::json!({ command: answer });
+    let errors: Vec<String> =
+        validator.iter_errors(&instance).map(|error| format!("{}: {error}", error.instance_path())).collect();
+    assert!(errors.is_empty(), "{command}: {errors:#?}\n{answer:.2000}");
 }
 
 /// Follows a reference into the document.
