@@ -49,6 +49,7 @@ use crate::offload::report::Outcomes;
 use crate::offload::{Offload, OffloadConfig, ResumeError};
 use crate::port::PortSpec;
 use crate::slowpath::{Options, Slowpath};
+use crate::supervisor::{self, Watchdog};
 use crate::telemetry::coverage::{self, Coverage, Reading};
 use crate::telemetry::{log as logging, metrics, process};
 
@@ -134,9 +135,11 @@ pub fn run(config: Config, args: Args) -> anyhow::Result<()> {
         commands::register(&mut registry, &daemon);
         let mut server = endpoint.serve(registry);
         log::info!(target: "daemon", "{VERSION} is ready");
+        supervisor::ready(&daemon.status());
         daemon.live(&mut server, &incoming)
         // The server goes here: no command sees the house half taken down.
     };
+    supervisor::stopping("removing rules from the device");
     drop(scrape);
     let removed = daemon.take_down();
     log::info!(target: "daemon", "stopped; {removed} rules removed from the device");
@@ -246,6 +249,7 @@ impl Daemon {
         // The end of a time longer than the clock can tell does not come.
         let end = duration.and_then(|duration| start.checked_add(duration));
         let mut demo = demo.then(|| Demo::begin(start, self));
+        let mut watchdog = Watchdog::from_env();
         let mut tick = start + TICK;
         loop {
             let next = end.map_or(tick, |end| end.min(tick));
@@ -259,6 +263,9 @@ impl Daemon {
                 // A late tick is not made up for.
                 tick = (tick + TICK).max(now);
                 self.tick(now);
+                if let Some(watchdog) = &mut watchdog {
+                    watchdog.tick(now, self.switch.crew().turns());
+                }
                 if demo.as_mut().is_some_and(|demo| demo.line(now, self).is_err()) {
                     self.ask_to_stop(); // nobody watches any more
                 }
@@ -308,6 +315,17 @@ impl Daemon {
     /// The file or the log levels in it are wrong; then nothing has changed. All of it is logged, too.
     pub fn reload(&self) -> Result<Reloaded, String> {
         let _one_at_a_time = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
+        supervisor::reloading();
+        let reloaded = self.read_again();
+        supervisor::ready(&match &reloaded {
+            Ok(Reloaded { errors, .. }) if errors.is_empty() => self.status(),
+            Ok(Reloaded { errors, .. }) => format!("{}; reloaded, but {}", self.status(), errors.join("; ")),
+            Err(error) => format!("{}; not reloaded: {error}", self.status()),
+        });
+        reloaded
+    }
+
+    fn read_again(&self) -> Result<Reloaded, String> {
         let current = self.config().clone();
         let refused = |error: String| {
             log::error!(target: "daemon", "not reloaded: {error}");
@@ -375,6 +393,13 @@ impl Daemon {
             errors.push(format!("{error:#}"));
         }
         errors
+    }
+
+    /// What there is, in a line for people.
+    fn status(&self) -> String {
+        let (ports, pollers) = (self.switch.names().len(), self.switch.pollers());
+        let device = self.config().device.clone();
+        format!("{ports} ports, {pollers} pollers, offload device {}", device.as_deref().unwrap_or("none"))
     }
 
     /// Every key of the configuration as it is in force.

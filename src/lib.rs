@@ -13,7 +13,7 @@
 //! | [`offload`] | a flow's trip to the device and back | packets, rules |
 //! | [`datapath`] | a packet's trip; owns the flows | commands, files |
 //! | [`control`] | a command's trip: socket, JSON-RPC, the commands | the hit path |
-//! | [`daemon`] | the house with everybody in it; [`config`] furnishes it, [`demo`] shows it | |
+//! | [`daemon`] | the house with everybody in it; [`config`] furnishes it, [`demo`] shows it, [`supervisor`] hears of it | |
 //!
 //! Beside them: [`telemetry`] (counters, log), `xdp` (programs at interfaces, where it is built in), [`sync`] (primitives that the model checker can replace) and [`sys`] (the
 //! only unsafe code). The client, and the protocol both sides speak, is the crate `offloadctl`.
@@ -64,6 +64,7 @@ pub mod offload;
 pub mod packet;
 pub mod port;
 pub mod slowpath;
+pub mod supervisor;
 pub mod sync;
 pub mod sys;
 pub mod telemetry;

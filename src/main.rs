@@ -6,13 +6,16 @@ use clap::Parser as _;
 use offloadd::config::{Args, Config};
 use offloadd::control::answer::one_line;
 use offloadd::daemon;
+use offloadd::telemetry::log::stderr_is_journal;
 
 fn main() -> ExitCode {
     let args = Args::parse();
     match Config::load(&args).map_err(anyhow::Error::from).and_then(|config| daemon::run(config, args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("offloadd: {}", one_line(&told_once(&error)));
+            // The journal's mark of an error.
+            let priority = if stderr_is_journal() { "<3>" } else { "" };
+            eprintln!("{priority}offloadd: {}", one_line(&told_once(&error)));
             ExitCode::FAILURE
         }
     }

@@ -52,6 +52,8 @@ mod revalidate;
 mod scenarios;
 /// The schema document, held against what a daemon at work answers.
 mod schema;
+/// What a service manager hears of the daemon.
+mod supervisor;
 /// Offload paused, threads changed, the device reset or hung in the middle of a replay.
 mod upheaval;
 /// The simulated NIC against the datapath's own reading of packets.

@@ -24,15 +24,23 @@ pub const DAEMON: &str = "offloadd";
 /// Where Open vSwitch's daemons leave theirs, unless `OVS_RUNDIR` says otherwise.
 const OVS_RUN_DIR: &str = "/run/openvswitch";
 
+/// Whom the system's daemon runs as, where it is no other than root.
+const SERVICE_USER: &str = "offloadd";
+
+/// The system's run directory.
+const SYSTEM: &str = "/run/offloadd";
+
 /// offloadd's run directory for the user this process acts for.
 ///
-/// `/run/offloadd` for root, else `$XDG_RUNTIME_DIR/offloadd`, else `/tmp/offloadd-UID`. Whoever can write to it can pose as the
-/// daemon, so it must belong to the user, and nobody else may write to it; in `/tmp`, where anyone can make a directory of that
-/// name first, nobody else may even look.
+/// `/run/offloadd` for root, and for a service that systemd has made it for, else `$XDG_RUNTIME_DIR/offloadd`, else `/tmp/offloadd-UID`.
+/// Whoever can write to it can pose as the daemon, so it must belong to the user (the system's: to root or the user offloadd),
+/// and nobody else may write to it; in `/tmp`, where anyone can make a directory of that name first, nobody else may even look.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunDir {
     path: PathBuf,
     owner: u32,
+    /// It is the system's: its daemon has a user of its own, perhaps, and serves the members of a group as well.
+    system: bool,
     /// Permission bits that must not be set.
     forbidden: u32,
 }
@@ -51,27 +59,31 @@ pub enum RunDirError {
 }
 
 impl RunDir {
-    /// The run directory of root's daemon, which serves the members of a group as well.
-    pub fn of_root() -> RunDir {
-        RunDir::of(0, None)
+    /// The run directory of the system's daemon.
+    pub fn of_system() -> RunDir {
+        RunDir { path: PathBuf::from(SYSTEM), owner: 0, system: true, forbidden: 0o022 }
     }
 
     /// The run directory of this process's user; it may not exist yet.
     pub fn of_user() -> RunDir {
+        // systemd.exec(5), RuntimeDirectory=
+        if env::var_os("RUNTIME_DIRECTORY").is_some_and(|dirs| dirs == SYSTEM) {
+            return RunDir::of_system();
+        }
         RunDir::of(geteuid().as_raw(), env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
     }
 
     fn of(uid: u32, xdg_runtime_dir: Option<PathBuf>) -> RunDir {
         let (path, forbidden) = match xdg_runtime_dir {
-            _ if uid == 0 => (PathBuf::from("/run/offloadd"), 0o022),
+            _ if uid == 0 => return RunDir::of_system(),
             Some(dir) if dir.is_absolute() => (dir.join(DAEMON), 0o022),
             _ => (PathBuf::from(format!("/tmp/offloadd-{uid}")), 0o077),
         };
-        RunDir { path, owner: uid, forbidden }
+        RunDir { path, owner: uid, system: false, forbidden }
     }
 
-    /// Makes the directory if it is not there, and checks that it is to be trusted. Its mode is 0700; root's is open to the members of
-    /// `group` (0750), if there is one.
+    /// Makes the directory if it is not there, and checks that it is to be trusted. Its mode is 0700; the system's is open to the members of
+    /// `group` (0750), if there is one, and we may open it to them.
     pub fn create(&self, group: Option<u32>) -> Result<(), RunDirError> {
         let failed = |source| RunDirError::Io { path: self.path.clone(), source };
         match DirBuilder::new().mode(0o700).create(&self.path) {
@@ -79,9 +91,14 @@ impl RunDir {
             _ => self.check()?,
         }
         match group {
-            Some(group) if self.owner == 0 => {
-                chown(&self.path, None, Some(group)).map_err(failed)?;
-                fs::set_permissions(&self.path, Permissions::from_mode(0o750)).map_err(failed)
+            Some(group) if self.system => {
+                let opened = chown(&self.path, None, Some(group))
+                    .and_then(|()| fs::set_permissions(&self.path, Permissions::from_mode(0o750)));
+                match opened {
+                    // A service that is not in that group.
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                    opened => opened.map_err(failed),
+                }
             }
             _ => Ok(()),
         }
@@ -96,13 +113,20 @@ impl RunDir {
         };
         if !meta.is_dir() {
             Err(RunDirError::NotADirectory { path })
-        } else if meta.uid() != self.owner {
+        } else if !self.may_belong_to(meta.uid()) {
             Err(RunDirError::Foreign { path, owner: meta.uid(), wanted: self.owner })
         } else if meta.mode() & self.forbidden != 0 {
             Err(RunDirError::Open { path, mode: meta.mode() & 0o7777 })
         } else {
             Ok(())
         }
+    }
+
+    fn may_belong_to(&self, uid: u32) -> bool {
+        // The user database is asked last: it may take its time.
+        let of_system =
+            || uid == geteuid().as_raw() || uzers::get_user_by_name(SERVICE_USER).is_some_and(|u| u.uid() == uid);
+        uid == self.owner || self.system && of_system()
     }
 
     /// Removes the sockets that daemons left which were killed: those whose process is no more.
@@ -171,10 +195,10 @@ pub struct Places {
 }
 
 impl Places {
-    /// Our run directory, then root's, then `$OVS_RUNDIR`, then `/run/openvswitch`.
+    /// Our run directory, then the system's, then `$OVS_RUNDIR`, then `/run/openvswitch`.
     pub fn from_env() -> Places {
         let ovs_rundir = env::var_os("OVS_RUNDIR").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-        let mut own = vec![RunDir::of_user(), RunDir::of_root()];
+        let mut own = vec![RunDir::of_user(), RunDir::of_system()];
         own.dedup();
         Places { own, ovs: ovs_rundir.into_iter().chain([PathBuf::from(OVS_RUN_DIR)]).collect() }
     }
@@ -286,7 +310,12 @@ mod tests {
     use super::*;
 
     fn own_dir_in(dir: &Path) -> RunDir {
-        RunDir { path: dir.join("offloadd-1"), owner: geteuid().as_raw(), forbidden: 0o077 }
+        RunDir {
+            path: dir.join("offloadd-1"),
+            owner: geteuid().as_raw(),
+            system: geteuid().is_root(),
+            forbidden: 0o077,
+        }
     }
 
     #[test]
@@ -336,8 +365,13 @@ mod tests {
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
         }
 
-        let stranger = RunDir { owner: dir.owner + 1, ..dir.clone() };
+        let stranger = RunDir { owner: dir.owner + 1, system: false, ..dir.clone() };
         assert!(matches!(stranger.create(None), Err(RunDirError::Foreign { .. })));
+        if geteuid().is_root() {
+            // The system's may be a service's, but not just anybody's.
+            chown(dir.path(), Some(40_003), None).unwrap();
+            assert!(matches!(dir.create(None), Err(RunDirError::Foreign { owner: 40_003, .. })));
+        }
 
         fs::remove_dir(dir.path()).unwrap();
         symlink(temp.path(), dir.path()).unwrap();

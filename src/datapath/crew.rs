@@ -169,6 +169,11 @@ impl Crew {
         self.ask(|reply| Message::TakeRx(None, reply)).await.into_iter().flatten().flatten().collect()
     }
 
+    /// How many turns each poller has made; one that lives makes two a second at least.
+    pub fn turns(&self) -> impl Iterator<Item = u64> {
+        self.pollers.iter().map(|poller| poller.counters.doings.iterations.get())
+    }
+
     /// The counts of all pollers that there are and were.
     pub fn totals(&self) -> PollerCounters {
         let totals = self.ended.counters.read();

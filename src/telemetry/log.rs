@@ -6,6 +6,9 @@
 //! 2026-11-23T06:00:00.123Z|00001|offload(worker0)|INFO|p1: device is back
 //! ```
 //!
+//! Where standard error is the journal's, which has a clock of its own, the line's priority stands in place of the time, as sd-daemon(3) has
+//! it: `<6>00001|offload(worker0)|INFO|p1: device is back`.
+//!
 //! Code logs with one of [`MODULES`] as target: `log::info!(target: "port", "{name}: gone")`. A record without a target, whose
 //! target is then the path of the Rust module, counts as the last module named in that path.
 //!
@@ -24,6 +27,7 @@ use std::time::Instant;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use env_logger::Target;
 use log::{LevelFilter, Log, Metadata, Record};
+use rustix::fs::fstat;
 use serde::{Serialize, Serializer, ser::SerializeMap};
 
 use super::limiter::Limiter;
@@ -312,8 +316,28 @@ pub fn limit_rate(enabled: bool, modules: &[String]) -> Result<Vec<(&'static str
     Ok(MODULES.iter().copied().zip(logger.limiters.iter().map(Limiter::is_enabled)).collect())
 }
 
-/// How a line looks at each destination, in Open vSwitch's notation.
-pub const PATTERN: &str = "%D{%Y-%m-%dT%H:%M:%S.###Z}|%05N|%c(%t)|%p|%m";
+/// How a line looks on standard error and in the log file, in Open vSwitch's notation.
+pub fn patterns() -> [&'static str; 2] {
+    const TIMED: &str = "%D{%Y-%m-%dT%H:%M:%S.###Z}|%05N|%c(%t)|%p|%m";
+    const RANKED: &str = "<%B>%05N|%c(%t)|%p|%m";
+    [if stderr_is_journal() { RANKED } else { TIMED }, TIMED]
+}
+
+/// Whether standard error leads to systemd's journal: `JOURNAL_STREAM` says so, see systemd.exec(5).
+pub fn stderr_is_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// A level as syslog(3) numbers it.
+fn priority(level: log::Level) -> u8 {
+    match level {
+        log::Level::Error => 3,
+        log::Level::Warn => 4,
+        log::Level::Info => 6,
+        log::Level::Debug | log::Level::Trace => 7,
+    }
+}
 
 fn open(path: &Path) -> Result<Arc<File>, LogError> {
     let opened = OpenOptions::new().append(true).create(true).open(path);
@@ -336,8 +360,9 @@ impl Loggers {
         file: Option<&Arc<File>>,
         file_lines: &Arc<AtomicU64>,
     ) -> Loggers {
-        let console = logger(&levels.console, Target::Stderr, console_lines.clone());
-        let file = file.map(|file| logger(&levels.file, Target::Pipe(Box::new(file.clone())), file_lines.clone()));
+        let console = logger(&levels.console, Target::Stderr, stderr_is_journal(), console_lines.clone());
+        let pipe = |file: &Arc<File>| Target::Pipe(Box::new(file.clone()));
+        let file = file.map(|file| logger(&levels.file, pipe(file), false, file_lines.clone()));
         Loggers { levels, console, file }
     }
 
@@ -379,7 +404,8 @@ impl Log for Logger {
     }
 }
 
-fn logger(levels: &[Level; MODULES.len()], target: Target, lines: Arc<AtomicU64>) -> env_logger::Logger {
+/// One that writes each line with its priority where it goes to the `journal`, else with its time.
+fn logger(levels: &[Level; MODULES.len()], target: Target, journal: bool, lines: Arc<AtomicU64>) -> env_logger::Logger {
     let mut builder = env_logger::Builder::new();
     for (module, level) in MODULES.iter().zip(levels) {
         builder.filter_module(module, level.filter());
@@ -387,16 +413,15 @@ fn logger(levels: &[Level; MODULES.len()], target: Target, lines: Arc<AtomicU64>
     builder.target(target).write_style(env_logger::WriteStyle::Never);
     builder.format(move |f, record| {
         let number = lines.fetch_add(1, Ordering::Relaxed) + 1;
-        let time = f.timestamp_millis();
+        if journal {
+            write!(f, "<{}>", priority(record.level()))?;
+        } else {
+            let time = f.timestamp_millis();
+            write!(f, "{time}|")?;
+        }
         let thread = thread::current();
         let level = Level::of(record.level().to_level_filter()).name();
-        writeln!(
-            f,
-            "{time}|{number:05}|{}({})|{level}|{}",
-            record.target(),
-            thread.name().unwrap_or("?"),
-            record.args()
-        )
+        writeln!(f, "{number:05}|{}({})|{level}|{}", record.target(), thread.name().unwrap_or("?"), record.args())
     });
     builder.build()
 }

@@ -23,10 +23,11 @@ pub static COMMANDS: &[Command<()>] = &[
         right: Right::Read,
         run: |(), _| {
             Box::pin(async {
-                let pattern = log::PATTERN;
-                let table = ["console", "file"].map(|name| format!("{name:<8}  {pattern}\n")).concat();
+                let [console, file] = log::patterns();
+                let table =
+                    [("console", console), ("file", file)].map(|(name, p)| format!("{name:<8}  {p}\n")).concat();
                 let text = format!("          format\n          ------\n{table}");
-                Ok(Answer::new(text, json!({ "console": pattern, "file": pattern })))
+                Ok(Answer::new(text, json!({ "console": console, "file": file })))
             })
         },
     },
