@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Each word is a datagram to the socket that `NOTIFY_SOCKET` names; without that variable, nothing is sent. How often a sign of life is
-//! wanted is in `WATCHDOG_USEC`. Nothing here fails the daemon: a manager that does not listen is told of in the log.
+//! wanted is in `WATCHDOG_USEC`. A manager that cannot be told is told of in the log, and the daemon goes on; one that does not read what it
+//! is sent makes the thread that tells it wait. No poller tells anything.
 
 use std::time::{Duration, Instant};
 
@@ -49,7 +50,7 @@ pub struct Watchdog {
 impl Watchdog {
     /// `None` if nobody wants signs of life.
     pub fn from_env() -> Option<Watchdog> {
-        sd_notify::watchdog_enabled().map(Watchdog::new)
+        sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()).map(Watchdog::new)
     }
 
     /// For a manager that waits so long for a sign of life.
@@ -95,11 +96,15 @@ impl Watchdog {
 mod tests {
     use super::*;
 
+    /// A watchdog with a clock.
+    fn of_twenty_seconds() -> (Watchdog, impl Fn(u64) -> Instant) {
+        let start = Instant::now();
+        (Watchdog::new(Duration::from_secs(20)), move |seconds| start + Duration::from_secs(seconds))
+    }
+
     #[test]
     fn a_poller_that_stands_still_for_half_the_managers_patience_is_stuck() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watchdog = Watchdog::new(Duration::from_secs(20));
+        let (mut watchdog, at) = of_twenty_seconds();
         assert_eq!(watchdog.stuck(at(0), [1, 1]), None);
         assert_eq!(watchdog.stuck(at(9), [2, 1]), None);
         assert_eq!(watchdog.stuck(at(10), [3, 1]), Some(1));
@@ -109,9 +114,7 @@ mod tests {
 
     #[test]
     fn pollers_that_come_and_go_are_not_stuck() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut watchdog = Watchdog::new(Duration::from_secs(20));
+        let (mut watchdog, at) = of_twenty_seconds();
         assert_eq!(watchdog.stuck(at(0), [7, 7]), None);
         assert_eq!(watchdog.stuck(at(1), [8]), None, "the second has ended");
         assert_eq!(watchdog.stuck(at(15), [9, 7]), None, "another second one is new, and has its time");

@@ -1,9 +1,12 @@
 //! What the daemon tells systemd, or whoever starts it so: here, a socket and a file of ours.
 
-use std::fs::{self, File};
+use std::fs::{self, DirEntry, File};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -33,13 +36,12 @@ impl Manager {
         std::str::from_utf8(&bytes[..length]).unwrap().lines().map(str::to_owned).collect()
     }
 
-    /// The next message that is not a sign of life; how many of those came before.
-    fn hear_more(&self) -> (usize, Vec<String>) {
-        let mut signs = 0;
+    /// The next message that is not a sign of life.
+    fn hear_more(&self) -> Vec<String> {
         loop {
-            match self.hear() {
-                message if message == ["WATCHDOG=1"] => signs += 1,
-                message => return (signs, message),
+            let message = self.hear();
+            if message != ["WATCHDOG=1"] {
+                return message;
             }
         }
     }
@@ -62,27 +64,79 @@ fn the_service_manager_hears_of_its_start_its_life_its_reloads_and_its_end() {
     stage.file("config", "[datapath]\nports = [\"p1,type=sim\", \"p2,type=sim\"]\npollers = 1\n");
     let mut manager = Manager::start(&stage, "--config DIR/config --offload sim");
     assert_eq!(manager.hear(), ["READY=1", "STATUS=2 ports, 1 pollers, offload device sim"]);
-    assert!(stage.dir().join("ctl").exists(), "who is ready answers");
     assert_eq!([manager.hear(), manager.hear()], [["WATCHDOG=1"], ["WATCHDOG=1"]]);
 
-    stage.file("config", "[datapath]\nports = [\"p1,type=sim\"]\npollers = 1\n");
     for (config, status) in [
         ("[datapath]\nports = [\"p1,type=sim\"]\npollers = 1\n", "1 ports, 1 pollers, offload device sim"),
         ("nonsense", "1 ports, 1 pollers, offload device sim; not reloaded: "),
     ] {
         stage.file("config", config);
         manager.send(Signal::HUP);
-        let (_, reloading) = manager.hear_more();
+        let reloading = manager.hear_more();
         assert_eq!(reloading[0], "RELOADING=1");
         assert!(reloading.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{reloading:?}");
-        let (_, ready) = manager.hear_more();
+        let ready = manager.hear_more();
         assert!(ready[0] == "READY=1" && ready[1].starts_with(&format!("STATUS={status}")), "{ready:?}");
     }
 
     manager.send(Signal::TERM);
-    let (_, stopping) = manager.hear_more();
-    assert_eq!(stopping, ["STOPPING=1", "STATUS=removing rules from the device"]);
+    assert_eq!(manager.hear_more(), ["STOPPING=1", "STATUS=removing rules from the device"]);
     assert!(manager.service.wait().unwrap().success());
+}
+
+/// Stops one thread, says so, and holds it until standard input ends. By ptrace(2): PTRACE_SEIZE and PTRACE_INTERRUPT.
+const HOLD: &str = "
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for request in 0x4206, 0x4207:
+    if libc.ptrace(request, int(sys.argv[1]), None, None) != 0:
+        sys.exit(f'errno {ctypes.get_errno()}')
+print('held', flush=True)
+sys.stdin.read()
+";
+
+/// The thread of this name.
+fn thread_of(process: u32, name: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|task| task.unwrap());
+    let named = |task: &DirEntry| fs::read_to_string(task.path().join("comm")).unwrap().trim_end() == name;
+    tasks.into_iter().find(named).expect("there is such a thread").file_name().into_string().unwrap()
+}
+
+#[test]
+fn a_poller_that_hangs_silences_the_signs_of_life_until_it_goes_on() {
+    let stage = Stage::new();
+    let manager = Manager::start(&stage, "--port p1,type=sim");
+    assert_eq!(manager.hear()[0], "READY=1");
+
+    let poller = thread_of(manager.service.id(), "poller0");
+    let mut hold = Command::new("python3");
+    hold.args(["-c", HOLD, &poller]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let Ok(mut hold) = hold.spawn() else {
+        println!("skipped: there is no python3 to stop a thread with");
+        return;
+    };
+    let mut said = String::new();
+    BufReader::new(hold.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+    if said != "held\n" {
+        hold.wait().unwrap();
+        println!("skipped: a thread of another process cannot be stopped here");
+        return;
+    }
+    let begun = Instant::now();
+    while !fs::read_to_string(stage.path("log")).unwrap().contains("poller 0 has made no turn for 1.5s") {
+        assert!(begun.elapsed() < PATIENCE, "nobody misses the poller");
+        thread::sleep(Duration::from_millis(10));
+    }
+    manager.socket.set_nonblocking(true).unwrap();
+    while manager.socket.recv(&mut [0; 64]).is_ok() {}
+    manager.socket.set_nonblocking(false).unwrap();
+    manager.socket.set_read_timeout(Some(Duration::from_millis(2500))).unwrap();
+    assert!(manager.socket.recv(&mut [0; 64]).is_err(), "for two ticks and more there is no sign");
+
+    drop(hold.stdin.take());
+    assert!(hold.wait().unwrap().success());
+    manager.socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(manager.hear(), ["WATCHDOG=1"]);
 }
 
 #[test]

@@ -66,16 +66,15 @@ impl RunDir {
 
     /// The run directory of this process's user; it may not exist yet.
     pub fn of_user() -> RunDir {
-        // systemd.exec(5), RuntimeDirectory=
-        if env::var_os("RUNTIME_DIRECTORY").is_some_and(|dirs| dirs == SYSTEM) {
-            return RunDir::of_system();
-        }
-        RunDir::of(geteuid().as_raw(), env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from))
+        let directory = |variable| env::var_os(variable).map(PathBuf::from);
+        // The first is what systemd made for a service, see systemd.exec(5).
+        RunDir::of(geteuid().as_raw(), directory("RUNTIME_DIRECTORY"), directory("XDG_RUNTIME_DIR"))
     }
 
-    fn of(uid: u32, xdg_runtime_dir: Option<PathBuf>) -> RunDir {
+    fn of(uid: u32, runtime_directory: Option<PathBuf>, xdg_runtime_dir: Option<PathBuf>) -> RunDir {
+        let of_service = runtime_directory.is_some_and(|dir| dir == Path::new(SYSTEM));
         let (path, forbidden) = match xdg_runtime_dir {
-            _ if uid == 0 => return RunDir::of_system(),
+            _ if uid == 0 || of_service => return RunDir::of_system(),
             Some(dir) if dir.is_absolute() => (dir.join(DAEMON), 0o022),
             _ => (PathBuf::from(format!("/tmp/offloadd-{uid}")), 0o077),
         };
@@ -320,12 +319,15 @@ mod tests {
 
     #[test]
     fn each_user_has_a_run_directory() {
-        let path = |uid, xdg: Option<&str>| RunDir::of(uid, xdg.map(PathBuf::from)).path;
+        let path = |uid, xdg: Option<&str>| RunDir::of(uid, None, xdg.map(PathBuf::from)).path;
         assert_eq!(path(0, Some("/run/user/0")), Path::new("/run/offloadd"));
         assert_eq!(path(7, Some("/run/user/7")), Path::new("/run/user/7/offloadd"));
         assert_eq!(path(7, Some("")), Path::new("/tmp/offloadd-7"));
         assert_eq!(path(7, None), Path::new("/tmp/offloadd-7"));
-        let dir = RunDir::of(0, None);
+        let service = |dir: &str| RunDir::of(7, Some(dir.into()), Some("/run/user/7".into()));
+        assert_eq!(service("/run/offloadd"), RunDir::of_system());
+        assert_eq!(service("/run/other").path, Path::new("/run/user/7/offloadd"));
+        let dir = RunDir::of(0, None, None);
         assert_eq!(dir.pidfile(), Path::new("/run/offloadd/offloadd.pid"));
         assert_eq!(dir.socket(12), Path::new("/run/offloadd/offloadd.12.ctl"));
     }
@@ -367,6 +369,7 @@ mod tests {
 
         let stranger = RunDir { owner: dir.owner + 1, system: false, ..dir.clone() };
         assert!(matches!(stranger.create(None), Err(RunDirError::Foreign { .. })));
+        assert!(RunDir { system: true, ..stranger }.create(None).is_ok(), "the system's may be the daemon's own");
         if geteuid().is_root() {
             // The system's may be a service's, but not just anybody's.
             chown(dir.path(), Some(40_003), None).unwrap();
