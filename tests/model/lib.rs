@@ -1,6 +1,6 @@
 //! Models of everything that is shared without a lock, checked in every interleaving that the memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 CARGO_TARGET_DIR=target/loom cargo test --release --test model`
+//! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 CARGO_TARGET_DIR=target/loom cargo test --release -p offloadd-model`
 //!
 //! - [`queue`]: nothing pushed is lost or popped twice, the bound holds, and a sleeping worker is woken
 //! - [`attention`]: who looks last sees the newest, in both directions
@@ -11,7 +11,7 @@
 //! Who publishes does so on the main thread, who looks is spawned: the checker runs the main thread first, and searches
 //! for other orders from there. It remembers one access to an atomic only, so a push (a load, then an exchange) that
 //! follows the other side's look would hide that the two race.
-#![cfg(loom)]
+#![cfg(all(loom, test))]
 
 mod attention;
 mod mark;
