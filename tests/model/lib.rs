@@ -2,9 +2,9 @@
 //!
 //! `RUSTFLAGS="--cfg loom" LOOM_MAX_PREEMPTIONS=3 CARGO_TARGET_DIR=target/loom cargo test --release -p offloadd-model`
 //!
-//! - [`queue`]: nothing pushed is lost or popped twice, the bound holds, and a sleeping worker is woken
-//! - [`attention`]: who looks last sees the newest, in both directions
-//! - [`mark`]: no frame with an old mark meets the mark's next owner
+//! - `queue`: nothing pushed is lost or popped twice, the bound holds, and a sleeping worker is woken
+//! - `attention`: who looks last sees the newest, in both directions
+//! - `mark`: no frame with an old mark meets the mark's next owner
 //!
 //! Each has variants that are wrong on purpose, and that the checker must catch.
 //!
