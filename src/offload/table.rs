@@ -38,6 +38,8 @@ pub struct Rule {
     pub retry: bool,
     /// It waits for its turn under the limit of operations.
     pub delayed: bool,
+    /// Its put waits for the batch that it is part of.
+    pub staged: Option<Staged>,
     /// Why it is not in the device though wanted.
     pub trouble: Option<Arc<Trouble>>,
     /// Why the device does less for it than it could.
@@ -73,6 +75,14 @@ impl Pace {
     }
 }
 
+/// A rule of a batch that has not been asked of the device yet: there is no other step to take.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Staged {
+    Undisturbed,
+    /// Something happened for which it must be looked at again.
+    Disturbed,
+}
+
 /// What the device has of a rule.
 pub struct InDevice {
     pub handle: Handle,
@@ -102,6 +112,7 @@ impl Rule {
             evicted: false,
             retry: false,
             delayed: false,
+            staged: None,
             trouble: None,
             short: None,
             stuck: None,

@@ -12,6 +12,7 @@
 //! ```
 //!
 //! - `steps`: what is asked of the device for one rule
+//! - `batch`: puts that are asked of it together
 //! - `reasons`: why a rule is not as wanted
 //! - `room`, `rates`: whose turn it is, and who makes room for whom
 //! - `messages`, `shards`: what comes from the control thread, and from other workers
@@ -21,6 +22,7 @@
 //! One thread owns it. Others reach it through its queue, read its `Report`, and see its cells. What it shares with other
 //! workers is in the `Crew`.
 
+mod batch;
 mod device;
 mod messages;
 mod rates;
@@ -37,6 +39,7 @@ use std::sync::Arc as StdArc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use batch::Put;
 use device::Device;
 use futures_channel::oneshot;
 
@@ -116,6 +119,8 @@ pub struct Worker {
     ports: BTreeMap<PortNo, Attached>,
     mailboxes: Vec<Arc<Mailbox>>,
     enabled: bool,
+    /// Puts that wait for their batch; `None` where there is none being made.
+    batch: Option<Vec<Put>>,
     /// Rules that something else than their owners concerns.
     todo: VecDeque<RuleId>,
     timers: BinaryHeap<Reverse<(Instant, RuleId)>>,
@@ -227,6 +232,7 @@ impl Worker {
             ports: BTreeMap::new(),
             mailboxes: Vec::new(),
             enabled: crew.settings.is_enabled(),
+            batch: None,
             todo: VecDeque::new(),
             timers: BinaryHeap::new(),
             delayed: VecDeque::new(),
@@ -294,16 +300,18 @@ impl Worker {
         self.go_through(now, Worker::next_delayed);
         self.admit_waiting(now);
         self.evict(now);
+        self.begin_batch();
         for _ in 0..PUTS {
             if !self.may_operate(now) {
                 break;
             }
             let Some(cell) = self.consumer.next_put() else { break };
             self.visit(&cell, now);
-            if self.consumer.is_urgent() {
+            if self.consumer.is_urgent() || self.is_batch_full() {
                 break;
             }
         }
+        self.end_batch(now);
         self.read_device(now);
         self.publish();
     }
@@ -396,6 +404,9 @@ impl Worker {
 
     /// Takes steps until the device has what the owners want, or cannot have it now.
     fn reconcile(&mut self, id: RuleId, now: Instant) {
+        if self.is_staged(id) {
+            return;
+        }
         let mut request = Request::Put;
         loop {
             self.bury_the_dead(id);
@@ -414,7 +425,7 @@ impl Worker {
                     }
                 }
                 Step::Put(wants, done) => {
-                    if self.put(id, &wants, done, now) {
+                    if self.put(id, wants, done, now) {
                         return;
                     }
                 }

@@ -24,6 +24,7 @@ enum Command {
     LinkNextId = 31,
     LinkFdById = 30,
     InfoByFd = 15,
+    MapUpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkDetach = 34,
@@ -61,6 +62,19 @@ struct MapElement {
     unused: u32,
     key: u64,
     value: u64,
+    flags: u64,
+}
+
+#[derive(Default)]
+#[repr(C)]
+struct MapBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: RawFd,
+    element_flags: u64,
     flags: u64,
 }
 
@@ -148,6 +162,29 @@ impl Map {
         let mut element = MapElement { flags, ..element };
         // SAFETY: the map's command, and key and value are as long as the map's, which `element` compared; both are only read.
         unsafe { bpf(Command::MapUpdate, &mut element).map(drop) }
+    }
+
+    /// Puts each of `values` at the key of the same place in `keys`, in place of what is there. Keys and values lie one behind the other, and
+    /// there is at least one.
+    ///
+    /// # Errors
+    /// How many were put, and why the next was not, as of [`Map::update`].
+    pub fn update_all(&self, keys: &[u8], values: &[u8]) -> Result<(), (usize, io::Error)> {
+        let count = keys.len() / self.key_len;
+        if count == 0 || keys.len() != count * self.key_len || values.len() != count * self.value_len {
+            return Err((0, io::ErrorKind::InvalidInput.into()));
+        }
+        let (keys, values) = (keys.as_ptr() as u64, values.as_ptr() as u64);
+        let (count, map) = (count as u32, self.fd.as_raw_fd());
+        let mut batch = MapBatch { keys, values, count, map, ..Default::default() };
+        // SAFETY: the map's command; keys and values are as long as `count` of them, which was compared above, and are only read; the
+        // kernel writes `count` alone.
+        match unsafe { bpf(Command::MapUpdateBatch, &mut batch) } {
+            Ok(_) => Ok(()),
+            // It is as it was when the kernel did not come to the first.
+            Err(error) if batch.count >= count => Err((0, error)),
+            Err(error) => Err((batch.count as usize, error)),
+        }
     }
 
     /// # Errors

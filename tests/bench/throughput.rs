@@ -217,6 +217,7 @@ impl Device for Counter {
             capacity: None,
             mark_bits: 32,
             replace_in_place: true,
+            batch: 1,
         }
     }
 

@@ -85,9 +85,9 @@ fn a_failed_claim_is_seen_by_the_look_that_it_was_coalesced_into() {
     });
 }
 
-/// A device that holds one rule.
+/// A device that holds one rule, and takes so many at once.
 #[derive(Clone)]
-struct OneRule(Arc<AtomicUsize>);
+struct OneRule(Arc<AtomicUsize>, usize);
 
 impl Device for OneRule {
     fn capabilities(&self) -> BackendCaps {
@@ -99,6 +99,7 @@ impl Device for OneRule {
             capacity: None,
             mark_bits: 8,
             replace_in_place: true,
+            batch: self.1,
         }
     }
 
@@ -154,10 +155,15 @@ fn output(port: u32) -> Actions {
 
 /// An offload path whose device serves one port, with the worker to be stepped by hand.
 fn path() -> (Arc<AtomicUsize>, Offload, Worker, Agent, Instant) {
+    path_of(1)
+}
+
+/// The same, with a device that takes so many rules at once.
+fn path_of(batch: usize) -> (Arc<AtomicUsize>, Offload, Worker, Agent, Instant) {
     let device = Arc::new(AtomicUsize::new(0));
     let config = OffloadConfig { stats_interval: Duration::from_secs(3_600), ..OffloadConfig::default() };
     let (offload, mut worker) =
-        Offload::assemble(std::sync::Arc::new(OneRule(Arc::clone(&device))), Instant::now(), &config);
+        Offload::assemble(std::sync::Arc::new(OneRule(Arc::clone(&device), batch)), Instant::now(), &config);
     let agent = offload.agent(0, Box::new(|| {})).expect("there is a device");
     let now = Instant::now();
     offload.port_added(port(), Vec::new());
@@ -187,32 +193,40 @@ fn port() -> offloadd::port::PortInfo {
 /// The whole path: agent, cell, lanes, worker, inbox.
 #[test]
 fn a_flow_that_changes_at_any_moment_ends_with_its_newest_actions_in_the_device() {
-    loom::model(|| {
-        let (device, _offload, mut worker, agent, now) = path();
-        let cell = adopt(&agent, now);
-        let thread = thread::spawn(move || {
-            worker.turn(now);
-            worker
-        });
-        agent.update(now, &cell, output(2), 2);
-        let mut worker = thread.join().unwrap();
+    loom::model(|| a_change(1));
+}
+
+#[test]
+fn a_flow_that_changes_while_its_put_waits_for_a_batch_ends_with_its_newest_actions_in_the_device() {
+    loom::model(|| a_change(2));
+}
+
+fn a_change(batch: usize) {
+    let (device, _offload, mut worker, agent, now) = path_of(batch);
+    let cell = adopt(&agent, now);
+    let thread = thread::spawn(move || {
         worker.turn(now);
-        assert!(!worker.has_work(now));
-        let mut visits = 0;
-        agent.drain(|cell| {
-            visits += 1;
-            assert!(cell.mark().is_some());
-        });
-        assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Offloaded(Level::Full), 2));
-        assert_eq!(visits, 1);
+        worker
     });
+    agent.update(now, &cell, output(2), 2);
+    let mut worker = thread.join().unwrap();
+    worker.turn(now);
+    assert!(!worker.has_work(now));
+    let mut visits = 0;
+    agent.drain(|cell| {
+        visits += 1;
+        assert!(cell.mark().is_some());
+    });
+    assert_eq!((cell.standing(), device.load(Ordering::Relaxed)), (Standing::Offloaded(Level::Full), 2));
+    assert_eq!(visits, 1);
 }
 
 #[test]
 fn a_flow_that_dies_at_any_moment_ends_with_nothing_in_the_device() {
-    for installed in [false, true] {
+    // One that waits for a batch is not in the device yet.
+    for (installed, batch) in [(false, 1), (true, 1), (false, 2)] {
         loom::model(move || {
-            let (device, _offload, mut worker, agent, now) = path();
+            let (device, _offload, mut worker, agent, now) = path_of(batch);
             let cell = adopt(&agent, now);
             if installed {
                 worker.turn(now);

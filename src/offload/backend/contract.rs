@@ -87,6 +87,7 @@ pub fn check(make: impl Fn() -> Arc<dyn Device>) {
     counts_are_those_of_the_packets_that_passed_in_the_order_asked_for(&*make());
     behind_a_raised_fence_no_packet_is_marked_or_kept(&*make());
     counts_come_in_the_order_asked_for(&mut *make().channel());
+    puts_of_a_batch_are_answered_each_and_in_order(&*make());
     a_flush_leaves_nothing_of_what_it_was_given_and_is_no_reset(&mut *make().channel());
     a_handle_is_good_in_every_channel(&*make());
     a_restarted_device_is_empty_and_its_old_channels_are_powerless(&*make());
@@ -164,6 +165,32 @@ fn counts_are_those_of_the_packets_that_passed_in_the_order_asked_for(device: &d
     assert!(counts.iter().all(|counts| counts.bytes >= 34 * counts.packets && counts.used_ns > 0));
     pass(device, &[3]);
     assert_eq!(backend.delete(handles[2]).map(|counts| counts.packets), Ok(4));
+}
+
+fn puts_of_a_batch_are_answered_each_and_in_order(device: &dyn Device) {
+    let backend = &mut *device.channel();
+    let matches: Vec<_> = (1..=CAPACITY as u32 + 2).map(megaflow).collect();
+    let actions = Actions::drop();
+    let install = |(i, matching)| {
+        let mark = Mark::new(i as u32 + 1).unwrap();
+        Install { matching, actions: &actions, mark, level: Level::Full, in_port: Some(PortNo(1)) }
+    };
+    let flows: Vec<_> = matches.iter().enumerate().map(install).collect();
+    let mut results = vec![Err(PutError::NoRoom)];
+    backend.put_all(&flows[..1], &mut results);
+    backend.put_all(&flows[1..=CAPACITY], &mut results);
+    assert_eq!(results.len(), 1 + CAPACITY + 1, "appended, one for each");
+    assert_eq!(results[1 + CAPACITY], Err(PutError::NoRoom));
+    let handles: Vec<_> = results[1..=CAPACITY].iter().map(|result| result.as_ref().unwrap().0).collect();
+    assert!(handles.iter().all(|handle| handles.iter().filter(|other| *other == handle).count() == 1));
+    pass(device, &[3, 1, 3]);
+    let mut counts = Vec::new();
+    backend.stats(&handles, &mut counts).unwrap();
+    assert_eq!(counts.iter().map(|counts| counts.packets).collect::<Vec<_>>(), [1, 0, 2, 0]);
+    backend.delete(handles[1]).unwrap();
+    results.clear();
+    backend.put_all(&flows[CAPACITY..], &mut results);
+    assert!(matches!(results[..], [Ok(_), Err(PutError::NoRoom)]), "{results:?}");
 }
 
 fn behind_a_raised_fence_no_packet_is_marked_or_kept(device: &dyn Device) {

@@ -122,6 +122,12 @@ pub trait Backend: Send {
     /// The device has no rule then.
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError>;
 
+    /// Puts many rules, each as [`Backend::put`] does, and appends what became of each, in order. Only called where
+    /// [`BackendCaps::batch`] is more than 1, with so many at most, of different matches that the device has no rule of.
+    fn put_all(&mut self, flows: &[Install<'_>], into: &mut Vec<Result<(Handle, Done), PutError>>) {
+        into.extend(flows.iter().map(|flow| self.put(*flow)));
+    }
+
     /// Gives a rule another mark, level or actions without a moment in which it is missing. When this returns, no packet
     /// that arrives later gets what the rule was before. Answers with what it does now, and with the counts that the rule had
     /// at that moment: they go on, but packets before it had another level. Only called where
@@ -202,6 +208,8 @@ pub struct BackendCaps {
     /// Width of the marks that it stamps, 8 to 32.
     pub mark_bits: u8,
     pub replace_in_place: bool,
+    /// The most rules that it takes at once, sooner than one by one; 1 where it does not. The first of them waits for the last.
+    pub batch: usize,
 }
 
 impl BackendCaps {

@@ -67,9 +67,8 @@ impl Device {
         self.clock
     }
 
-    /// An operation on the table: counted against the limit of them, and timed.
+    /// An operation on the table, timed.
     fn operate<T>(&mut self, tally: &mut Tally, f: impl FnOnce(&mut dyn Backend) -> T) -> Result<T, String> {
-        self.crew.operated();
         let (result, time) = self.timed(f);
         tally.device_time.push(time);
         result
@@ -81,12 +80,30 @@ impl Device {
         result
     }
 
+    /// What became of each put, in order. Each has its share of the time that all took.
+    pub(super) fn put_all(
+        &mut self,
+        flows: &[Install<'_>],
+        tally: &mut Tally,
+    ) -> Vec<Result<(Handle, Done), PutError>> {
+        let mut results = Vec::with_capacity(flows.len());
+        let (answer, time) = self.timed(|backend| backend.put_all(flows, &mut results));
+        let silence = answer.err().unwrap_or_else(|| "no answer".to_owned());
+        results.resize_with(flows.len(), || Err(PutError::Device(silence.clone())));
+        for result in &results {
+            tally.device_time.push(time / flows.len() as u32);
+            tally.operations.put.count(result);
+        }
+        results
+    }
+
     pub(super) fn replace(
         &mut self,
         handle: Handle,
         flow: Install<'_>,
         tally: &mut Tally,
     ) -> Result<(Done, FlowStats), PutError> {
+        self.crew.operated();
         let result = self.operate(tally, |backend| backend.replace(handle, flow)).map_err(PutError::Device).flatten();
         tally.operations.modify.count(&result);
         result
@@ -97,6 +114,7 @@ impl Device {
         if self.crew.off().is_some() {
             return Ok(FlowStats::default());
         }
+        self.crew.operated();
         let result = self.operate(tally, |backend| backend.delete(handle)).map_err(DeleteError).flatten();
         match &result {
             Ok(_) => tally.operations.delete.done += 1,

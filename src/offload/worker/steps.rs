@@ -1,11 +1,12 @@
 //! The steps: what is asked of the device for one rule, and what follows from its answer.
 
 use std::cmp::Reverse;
+use std::sync::Arc as StdArc;
 use std::time::Instant;
 
-use super::{Leaving, Retired, Worker, answer};
+use super::{Leaving, Put, Retired, Worker, answer};
 use crate::flow::PortNo;
-use crate::offload::backend::{DeleteError, Done, Install, PutError};
+use crate::offload::backend::{DeleteError, Done, Handle, Install, PutError};
 use crate::offload::events::{Event, EventKind, EventRule};
 use crate::offload::mark::{MarkLease, Quarantined};
 use crate::offload::report::Request;
@@ -15,15 +16,15 @@ use crate::offload::trouble::{Reason, Trouble};
 use crate::sync::Arc;
 
 impl Worker {
-    /// Puts a rule that the device does not have. `true` when the rule needs no further look.
-    pub(super) fn put(&mut self, id: RuleId, wants: &Wants, able: Done, now: Instant) -> bool {
+    /// Puts a rule that the device does not have, now or with its batch. `true` when the rule needs no further look.
+    pub(super) fn put(&mut self, id: RuleId, wants: StdArc<Wants>, able: Done, now: Instant) -> bool {
         let Some(lease) = self.crew.take_mark() else {
             let (_, capacity) = self.crew.marks_taken();
             let text = format!("all {capacity} marks are in use");
             self.refuse(id, Trouble::new(Reason::NoMark, text, wants.decision, now), now);
             return true;
         };
-        if self.rules.in_device() == 0 {
+        if self.rules.in_device() == 0 && self.batch.as_ref().is_none_or(Vec::is_empty) {
             // Nothing is lost by a reset of an empty device, so it is none to start over for.
             self.device.was_reset();
         }
@@ -32,16 +33,26 @@ impl Worker {
             return true;
         };
         rule.living().for_each(|owner| owner.set_outcome(Standing::Installing));
-        let install = Install {
-            matching: &rule.matching,
-            actions: &wants.actions,
-            mark: lease.mark(),
-            level: able.level,
-            in_port: rule.in_port(),
-        };
-        match self.device.put(install, &mut self.tally) {
+        // One more operation, whenever it is asked of the device.
+        self.crew.operated();
+        let put = Put { id, wants, able, lease };
+        if self.batch.is_some() {
+            self.stage(put);
+            return true;
+        }
+        let result = self.device.put(put.install(rule), &mut self.tally);
+        self.see_put(put, result, now)
+    }
+
+    /// What becomes of a put that the device has answered. `true` when the rule needs no further look.
+    pub(super) fn see_put(&mut self, put: Put, result: Result<(Handle, Done), PutError>, now: Instant) -> bool {
+        let Put { id, wants, able, lease } = put;
+        match result {
             Ok((handle, done)) => {
-                rule.living().for_each(|owner| owner.begin_reading());
+                if let Some(rule) = self.rules.get_mut(id) {
+                    rule.living().for_each(|owner| owner.begin_reading());
+                    rule.retry = false;
+                }
                 let has = InDevice {
                     handle,
                     level: done.level,
@@ -56,9 +67,6 @@ impl Worker {
                 self.set_trouble(id, None);
                 self.rules.set_has(id, Some(has));
                 self.count_has(id, true);
-                if let Some(rule) = self.rules.get_mut(id) {
-                    rule.retry = false;
-                }
                 let kind = if done.level == Level::Full { EventKind::Offloaded } else { EventKind::Installed };
                 self.tell(id, kind, None);
                 // Another look: an owner may have died or changed its mind meanwhile.

@@ -1,5 +1,6 @@
 //! Workers that the test steps by hand, on a device that does what the test says. No thread, no sleep.
 
+mod batch;
 mod bugs;
 mod device;
 mod life;
@@ -74,6 +75,20 @@ impl Script {
         }
     }
 
+    fn put(&mut self, flow: &Install<'_>) -> Result<(Handle, Done), PutError> {
+        self.tell(flow);
+        if let Some(error) = self.put_answers.pop_front() {
+            return Err(error);
+        }
+        if self.rules.len() >= self.capacity {
+            return Err(PutError::NoRoom);
+        }
+        self.next += 1;
+        assert!(self.rules.values().all(|rule| rule.0 != *flow.matching), "put twice");
+        self.rules.insert(self.next, (*flow.matching, flow.mark.0.get(), flow.actions.clone()));
+        Ok((Handle(self.next), self.done(flow.level)))
+    }
+
     fn counts(&self, handle: Handle) -> FlowStats {
         let mark = self.rules.get(&handle.0).map_or(0, |rule| rule.1);
         self.counts_of.get(&mark).copied().unwrap_or(self.counts)
@@ -122,19 +137,13 @@ impl Scripted {
 
 impl Backend for Scripted {
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
-        let mut script = self.operate("put");
-        script.tell(&flow);
-        if let Some(error) = script.put_answers.pop_front() {
-            return Err(error);
-        }
-        if script.rules.len() >= script.capacity {
-            return Err(PutError::NoRoom);
-        }
-        script.next += 1;
-        let handle = script.next;
-        assert!(script.rules.values().all(|rule| rule.0 != *flow.matching), "put twice");
-        script.rules.insert(handle, (*flow.matching, flow.mark.0.get(), flow.actions.clone()));
-        Ok((Handle(handle), script.done(flow.level)))
+        self.operate("put").put(&flow)
+    }
+
+    fn put_all(&mut self, flows: &[Install<'_>], into: &mut Vec<Result<(Handle, Done), PutError>>) {
+        let mut script = self.operate("put_all");
+        assert!((1..=script.caps.batch).contains(&flows.len()), "as many as it said at most");
+        into.extend(flows.iter().map(|flow| script.put(flow)));
     }
 
     fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {
@@ -208,6 +217,7 @@ impl World {
             capacity: None,
             mark_bits: 8,
             replace_in_place: true,
+            batch: 1,
         };
         let mut script = Script {
             rules: BTreeMap::new(),

@@ -80,6 +80,7 @@ impl Options {
             capacity: Some(self.capacity),
             mark_bits: self.mark_bits,
             replace_in_place: self.replace,
+            batch: 1,
         }
     }
 

@@ -29,7 +29,7 @@ use grace::Graces;
 use ports::Ports;
 use rewrite::Rewrite;
 use shared::Shared;
-use table::Table;
+use table::{New, Table};
 
 use super::{
     ActionSet, Backend, BackendCaps, DeleteError, Device, Done, Fence, FlushError, Generation, Grace, Handle, Install,
@@ -46,6 +46,9 @@ pub use options::Options;
 
 /// How often the masks are put in the order of their hits.
 const REORDER: Duration = Duration::from_secs(1);
+
+/// Rules that are put by one call of the kernel, at most: their gain hardly grows beyond, and the first waits 50 microseconds for the last.
+const BATCH: usize = 64;
 
 /// The XDP device.
 pub struct XdpDevice {
@@ -115,6 +118,7 @@ impl Device for XdpDevice {
             capacity: Some(self.options.rules),
             mark_bits: 32,
             replace_in_place: true,
+            batch: BATCH,
         }
     }
 
@@ -245,8 +249,28 @@ impl Backend for Channel {
     fn put(&mut self, flow: Install<'_>) -> Result<(Handle, Done), PutError> {
         let mut state = self.state().ok_or_else(|| PutError::Device(POWERLESS.to_owned()))?;
         let (done, rewrite, out) = plan(&self.caps, &state.ports, &flow)?;
-        let handle = state.table.put(flow.matching, flow.mark, &rewrite, out)?;
+        let handle = state.table.put(&New { matching: flow.matching, mark: flow.mark, rewrite, out })?;
         Ok((handle, done))
+    }
+
+    fn put_all(&mut self, flows: &[Install<'_>], into: &mut Vec<Result<(Handle, Done), PutError>>) {
+        let Some(mut state) = self.state() else {
+            return into.extend(flows.iter().map(|_| Err(PutError::Device(POWERLESS.to_owned()))));
+        };
+        let mut able = Vec::with_capacity(flows.len());
+        let mut planned = Vec::with_capacity(flows.len());
+        for flow in flows {
+            planned.push(plan(&self.caps, &state.ports, flow).map(|(done, rewrite, out)| {
+                able.push(New { matching: flow.matching, mark: flow.mark, rewrite, out });
+                done
+            }));
+        }
+        let mut put = state.table.put_all(&able).into_iter();
+        into.extend(planned.into_iter().map(|planned| {
+            // There is one for each that was able.
+            let done = planned?;
+            put.next().unwrap_or(Err(PutError::NoRoom)).map(|handle| (handle, done))
+        }));
     }
 
     fn replace(&mut self, handle: Handle, flow: Install<'_>) -> Result<(Done, FlowStats), PutError> {

@@ -33,6 +33,15 @@ pub struct Table {
 /// Lower bits of a handle, which are a place: more than rules can be.
 const PLACE_BITS: u32 = 24;
 
+/// A rule to be put.
+pub struct New<'m> {
+    pub matching: &'m Match,
+    pub mark: Mark,
+    pub rewrite: Rewrite,
+    /// Where packets go, if it sends them.
+    pub out: u32,
+}
+
 /// A rule in the maps.
 struct Rule {
     handle: Handle,
@@ -72,29 +81,69 @@ impl Table {
         }
     }
 
-    pub fn put(&mut self, matching: &Match, mark: Mark, rewrite: &Rewrite, out: u32) -> Result<Handle, PutError> {
-        if self.rules.len() - self.places.len() == self.capacity {
-            return Err(PutError::NoRoom);
-        }
-        let Some(slot) = self.slots.pop() else { return Err(PutError::NoRoom) };
-        self.insert(matching, mark, &rewrite.rule(slot, mark.0.get(), out), slot).inspect_err(|_| self.slots.push(slot))
+    pub fn put(&mut self, new: &New<'_>) -> Result<Handle, PutError> {
+        let slot = self.take_slot(0).ok_or(PutError::NoRoom)?;
+        self.insert(new, slot)
     }
 
-    fn insert(
-        &mut self,
-        matching: &Match,
-        mark: Mark,
-        rule: &[u8; layout::RULE],
-        slot: u32,
-    ) -> Result<Handle, PutError> {
-        let (mask, new) = self.mask_of(matching.mask()).ok_or(PutError::NoRoom)?;
+    /// Puts many rules of different matches, none of which is there, by one call of the kernel for all whose masks are tried already. What
+    /// became of each, in order.
+    pub fn put_all(&mut self, all: &[New<'_>]) -> Vec<Result<Handle, PutError>> {
+        let mut results: Vec<_> = all.iter().map(|_| Err(PutError::NoRoom)).collect();
+        let (mut keys, mut values, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+        for (new, result) in all.iter().zip(&mut results) {
+            let Some(slot) = self.take_slot(batch.len()) else { continue };
+            let Some(mask) = self.tried(new.matching.mask()) else {
+                // The program is to be told of its mask.
+                *result = self.insert(new, slot);
+                continue;
+            };
+            let key = self.key(mask, new.matching);
+            keys.extend_from_slice(&key);
+            values.extend_from_slice(&new.rewrite.rule(slot, new.mark.0.get(), new.out));
+            batch.push((
+                result,
+                Rule { handle: Handle(0), key, mask, slot, mark: new.mark, counted: FlowStats::default() },
+            ));
+        }
+        let mut batch = batch.into_iter();
+        let mut from = 0;
+        while batch.len() > 0 {
+            let put = self.shared.rules.update_all(&keys[from * layout::KEY..], &values[from * layout::RULE..]);
+            let (done, error) = put.map_or_else(|(done, error)| (done, Some(error)), |()| (batch.len(), None));
+            batch.by_ref().take(done).for_each(|(result, rule)| *result = Ok(self.keep(rule)));
+            if let (Some(error), Some((result, rule))) = (error, batch.next()) {
+                *result = Err(refusal(&error));
+                self.slots.push(rule.slot);
+            }
+            from += done + 1;
+        }
+        results
+    }
+
+    /// A place for a rule's counts, if there is room for the rule beside those that are there and so many `more`.
+    fn take_slot(&mut self, more: usize) -> Option<u32> {
+        let rules = self.rules.len() - self.places.len() + more;
+        (rules < self.capacity).then(|| self.slots.pop())?
+    }
+
+    /// A match under the number of its mask, as the program looks for it.
+    fn key(&self, mask: usize, matching: &Match) -> [u8; layout::KEY] {
         let number = self.masks[mask].as_ref().map_or(0, |tried| tried.number);
-        let key = layout::bytes(&layout::words(matching.key().words(), number));
-        let put = self.shared.rules.insert(&key, rule).map_err(|error| match error.raw_os_error() {
-            Some(libc::E2BIG) => PutError::NoRoom,
-            Some(libc::EEXIST) => PutError::Device("there is a rule of that match".to_owned()),
-            _ => PutError::Device(format!("putting a rule: {error}")),
-        });
+        layout::bytes(&layout::words(matching.key().words(), number))
+    }
+
+    /// Puts a rule that counts in this slot, which is free again if that fails.
+    fn insert(&mut self, new: &New<'_>, slot: u32) -> Result<Handle, PutError> {
+        self.try_insert(new, slot).inspect_err(|_| self.slots.push(slot))
+    }
+
+    fn try_insert(&mut self, new: &New<'_>, slot: u32) -> Result<Handle, PutError> {
+        let New { matching, mark, ref rewrite, out } = *new;
+        let (mask, new) = self.mask_of(matching.mask()).ok_or(PutError::NoRoom)?;
+        let key = self.key(mask, matching);
+        let put = self.shared.rules.insert(&key, &rewrite.rule(slot, mark.0.get(), out));
+        let put = put.map_err(|error| refusal(&error));
         let put = put.and_then(|()| match new {
             false => Ok(()),
             true => self.publish().map_err(|error| {
@@ -109,7 +158,12 @@ impl Table {
             }
             return Err(error);
         }
-        if let Some(tried) = &mut self.masks[mask] {
+        Ok(self.keep(Rule { handle: Handle(0), key, mask, slot, mark, counted: FlowStats::default() }))
+    }
+
+    /// Remembers a rule that is in the maps, under a handle of its own.
+    fn keep(&mut self, rule: Rule) -> Handle {
+        if let Some(tried) = &mut self.masks[rule.mask] {
             tried.rules += 1;
         }
         let place = self.places.pop().unwrap_or_else(|| {
@@ -118,8 +172,8 @@ impl Table {
         });
         self.serial += 1;
         let handle = Handle(self.serial << PLACE_BITS | u64::from(place));
-        self.rules[place as usize] = Some(Rule { handle, key, mask, slot, mark, counted: FlowStats::default() });
-        Ok(handle)
+        self.rules[place as usize] = Some(Rule { handle, ..rule });
+        handle
     }
 
     fn rule(&self, handle: Handle) -> Option<&Rule> {
@@ -132,17 +186,17 @@ impl Table {
         Some(rule)
     }
 
+    /// The place of this mask, if it is tried.
+    fn tried(&self, mask: &Mask) -> Option<usize> {
+        self.masks.iter().position(|tried| tried.as_ref().is_some_and(|tried| tried.mask == *mask))
+    }
+
     /// The place of this mask, and whether nobody tries it yet. `None`: there are too many.
     fn mask_of(&mut self, mask: &Mask) -> Option<(usize, bool)> {
-        let mut free = None;
-        for (place, tried) in self.masks.iter().enumerate() {
-            match tried {
-                Some(tried) if tried.mask == *mask => return Some((place, false)),
-                None => free = free.or(Some(place)),
-                Some(_) => {}
-            }
+        if let Some(place) = self.tried(mask) {
+            return Some((place, false));
         }
-        let place = free?;
+        let place = self.masks.iter().position(Option::is_none)?;
         self.next_mask += 1;
         self.masks[place] = Some(Tried {
             number: self.next_mask,
@@ -262,6 +316,15 @@ impl Table {
 
     pub fn marks(&self) -> Vec<Mark> {
         self.rules.iter().flatten().map(|rule| rule.mark).collect()
+    }
+}
+
+/// Why the kernel did not take a rule.
+fn refusal(error: &io::Error) -> PutError {
+    match error.raw_os_error() {
+        Some(libc::E2BIG) => PutError::NoRoom,
+        Some(libc::EEXIST) => PutError::Device("there is a rule of that match".to_owned()),
+        _ => PutError::Device(format!("putting a rule: {error}")),
     }
 }
 

@@ -431,3 +431,62 @@ fn counts_of_a_port_say_what_became_of_each_packet() {
     let counts = bench.device.port_counts(PortNo(1)).unwrap();
     assert_eq!((counts.hits, counts.full, counts.aborted), (2, 2, 1));
 }
+
+#[test]
+fn a_batch_may_have_masks_that_are_new_and_rules_that_cannot_be() {
+    let Some(bench) = Bench::new(Options { rules: 8, full: false }) else { return };
+    let of = |i: u32, fields: &[Field]| {
+        let (mut key, mut mask) = (Key::ZERO, Mask::EMPTY);
+        for (field, value) in [(Field::InPort, 1), (Field::EthType, 0x0800), (Field::Ipv4Dst, i), (Field::Ipv4Src, i)] {
+            if fields.contains(&field) {
+                key.set(field, value);
+                mask.add_field(field);
+            }
+        }
+        Match::new(&key, &mask)
+    };
+    let (to, from) = ([Field::InPort, Field::EthType, Field::Ipv4Dst], [Field::InPort, Field::EthType, Field::Ipv4Src]);
+    let mut beyond = (*of(9, &to).key(), *of(9, &to).mask());
+    beyond.0.set(Field::RecircId, 1u32);
+    beyond.1.add_field(Field::RecircId);
+    let beyond = Match::new(&beyond.0, &beyond.1);
+    let matches = [of(1, &to), of(2, &from), beyond, of(3, &to), of(4, &from)];
+    let actions = Actions::drop();
+    let install = |(i, matching)| {
+        let mark = Mark::new(i as u32 + 1).unwrap();
+        Install { matching, actions: &actions, mark, level: Level::Mark, in_port: None }
+    };
+    let flows: Vec<_> = matches.iter().enumerate().map(install).collect();
+    let mut results = Vec::new();
+    bench.device.channel().put_all(&flows, &mut results);
+    let put: Vec<_> = results.iter().map(Result::is_ok).collect();
+    assert_eq!(put, [true, true, false, true, true], "{results:?}");
+    assert!(matches!(results[2], Err(PutError::Unsupported(_))));
+    for (flow, result) in flows.iter().zip(&results).filter(|(_, result)| result.is_ok()) {
+        let frame = compose(flow.matching.key(), 0);
+        assert_eq!(bench.mark(&frame), Ok(Some(flow.mark.0.get())), "{result:?}");
+    }
+    // And all are known by their handles.
+    for (handle, _) in results.iter().flatten() {
+        bench.delete(*handle);
+    }
+    assert_eq!(bench.device.marks(), Some(Vec::new()));
+    assert_eq!(bench.mark(&compose(matches[0].key(), 0)), Ok(None));
+}
+
+#[test]
+fn the_kernel_says_how_far_it_came_in_a_batch() {
+    let Some(bench) = Bench::new(Options { rules: 2, full: false }) else { return };
+    let rules = &bench.device.nic.shared.rules;
+    let keys: Vec<u8> = (0..5).flat_map(|i| [i; layout::KEY]).collect();
+    let values = vec![0; 5 * layout::RULE];
+    // There is room for one more than rules.
+    let (put, error) = rules.update_all(&keys, &values).unwrap_err();
+    assert_eq!((put, error.raw_os_error()), (3, Some(libc::E2BIG)));
+    let (put, error) = rules.update_all(&keys[4 * layout::KEY..], &values[4 * layout::RULE..]).unwrap_err();
+    assert_eq!((put, error.raw_os_error()), (0, Some(libc::E2BIG)));
+    rules.update_all(&keys[..layout::KEY], &values[..layout::RULE]).expect("what is there is replaced");
+    let (put, error) = rules.update_all(&keys, &values[1..]).unwrap_err();
+    assert_eq!((put, error.kind()), (0, io::ErrorKind::InvalidInput));
+    assert!(rules.update_all(&[], &[]).is_err());
+}
