@@ -4,7 +4,7 @@
  *
  *   frame ─► key ─► the mask that a packet like this was found under last ─┬─► rule ─► full: edit, send, count ─► wire
  *              │    └─► each mask, the most hit first ─────────────────────┤      └──► mark, count ─┐
- *              └─ not to be read here ────────────────────────────── none ─┴────────────────────────┴─► the queue's socket
+ *              └─ not to be read here ────────────────────────────── none ─┴► unmark ───────────────┴─► the queue's socket
  */
 #include "edit.h"
 
@@ -86,8 +86,8 @@ INLINE void counted(const struct rule *rule, __u32 processor, __u32 len)
     }
 }
 
-/* Puts the mark in front of the frame. */
-INLINE int mark(struct xdp_md *frame, const struct rule *rule, const struct port *port)
+/* Puts a mark in front of the frame. */
+INLINE int put_meta(struct xdp_md *frame, __u32 mark, __u32 generation)
 {
     struct meta *meta;
 
@@ -96,9 +96,19 @@ INLINE int mark(struct xdp_md *frame, const struct rule *rule, const struct port
     meta = (void *)(long)frame->data_meta;
     if ((void *)(meta + 1) > (void *)(long)frame->data)
         return 0;
-    meta->mark = rule->mark;
-    meta->generation = port->generation;
+    meta->mark = mark;
+    meta->generation = generation;
     return 1;
+}
+
+/*
+ * Puts no mark there, as such. Where a frame finds the socket's ring full, its memory is the next frame's without the poller having seen
+ * it, and with what stood in front. 0: one might stand there.
+ */
+INLINE int unmark(struct xdp_md *frame)
+{
+    /* A driver without such a place never has a mark there. */
+    return put_meta(frame, 0, 0) || frame->data_meta > frame->data;
 }
 
 INLINE int to_socket(struct xdp_md *frame, const struct port *port, struct port_counts *passed)
@@ -156,7 +166,7 @@ INLINE int forward(struct xdp_md *frame, __u32 processor, struct cpu *cpu, const
             return XDP_REDIRECT;
         }
     }
-    if (mark(frame, rule, port)) {
+    if (put_meta(frame, rule->mark, port->generation)) {
         counted(rule, processor, len);
         passed->hits++;
         if (rule->does & DOES_FULL)
@@ -165,6 +175,10 @@ INLINE int forward(struct xdp_md *frame, __u32 processor, struct cpu *cpu, const
     }
 missed:
     passed->misses++;
+    if (!unmark(frame)) {
+        passed->unheard++;
+        return XDP_DROP;
+    }
     return to_socket(frame, port, passed);
 }
 
@@ -180,14 +194,16 @@ SEC("xdp.frags")
 int offload(struct xdp_md *frame)
 {
     __u32 processor = bpf_get_smp_processor_id(), interface = frame->ingress_ifindex;
-    struct port *port = bpf_map_lookup_elem(&ports, &interface);
     struct cpu *cpu = bpf_map_lookup_elem(&cpus, &processor);
-    int action;
+    struct port *port;
+    int action = XDP_DROP;
 
-    if (!cpu || !port)
+    if (!cpu)
         return XDP_DROP;
     turn(cpu);
-    action = forward(frame, processor, cpu, port);
+    port = bpf_map_lookup_elem(&ports, &interface);
+    if (port)
+        action = forward(frame, processor, cpu, port);
     turn(cpu);
     return action;
 }

@@ -87,7 +87,7 @@ struct port_counts {
     __u64 aborted;
     __u64 misses;
     __u64 sent;
-    __u64 unheard; /* for a queue without a socket */
+    __u64 unheard; /* for a queue without a socket, or that could not be unmarked */
     __u64 unused;
 };
 
@@ -113,7 +113,7 @@ struct table {
     struct key mask[MASKS];
 };
 
-/* In front of a marked frame. */
+/* In front of a frame that goes to a socket; zeroes if it has no mark. */
 struct meta {
     __u32 mark;
     __u32 generation;

@@ -70,6 +70,15 @@ pub fn wire(interface: u32) -> [u8; WIRE] {
     [a, b, c, d, 0, 0, 0, 0]
 }
 
+/// `struct port`.
+pub fn port(number: u32, slot: u32, generation: u32) -> [u8; PORT] {
+    let mut bytes = [0; PORT];
+    for (place, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip([number, slot, generation]) {
+        *place = word.to_ne_bytes();
+    }
+    bytes
+}
+
 /// The fields that the program reads.
 const FIELDS: [Field; 27] = [
     Field::InPort,

@@ -135,13 +135,16 @@ impl Device for XdpDevice {
         let state = &mut *self.nic.state();
         state.life += 1;
         let all = state.table.handles();
-        state.table.flush(&all).map_err(|DeleteError(text)| FlushError(text))
+        state.table.flush(&all).map_err(|DeleteError(text)| FlushError(text))?;
+        // Frames that were marked before may be on their way to a receive queue yet.
+        state.ports.disbelieve().map_err(|error| FlushError(error.to_string()))
     }
 
     fn connect(&self, port: &PortInfo, _mtu: usize, _wire: Option<Box<dyn TxQueue>>, hook: Option<Arc<Hook>>) {
         // Other kinds of ports have no program; their flows are refused.
         let Some(hook) = hook else { return };
-        if let Err(error) = self.nic.state().ports.connect(port.number, &hook) {
+        let State { table, ports, .. } = &mut *self.nic.state();
+        if let Err(error) = ports.connect(port.number, &hook, |slot| table.sends_to(slot)) {
             log::warn!(target: "xdp", "{}: its packets are not offloaded: {error}", port.name);
         }
     }
@@ -219,13 +222,13 @@ impl Channel {
 const POWERLESS: &str = "the device was restarted";
 
 /// How far `flow` can be taken: what is done, and the rewrite with the port's slot.
-fn plan(caps: &BackendCaps, ports: &Ports, flow: &Install<'_>) -> Result<(Done, Rewrite, u32), PutError> {
+fn plan(caps: &BackendCaps, ports: &Ports, flow: &Install<'_>) -> Result<(Done, Rewrite, Option<u32>), PutError> {
     let able = caps.check(flow.matching, flow.actions).map_err(PutError::Unsupported)?;
     layout::check(flow.matching).map_err(PutError::Unsupported)?;
     if let Some(port) = flow.in_port.filter(|port| ports.slot(*port).is_none()) {
         return Err(PutError::Unsupported(Unsupported::Sight(port)));
     }
-    let mark = |short| (Done { level: Level::Mark, short }, Rewrite::MARK, 0);
+    let mark = |short| (Done { level: Level::Mark, short }, Rewrite::MARK, None);
     if flow.level == Level::Mark || able.level == Level::Mark {
         let short = able.short.filter(|_| flow.level == Level::Full);
         return Ok(mark(short));
@@ -236,12 +239,9 @@ fn plan(caps: &BackendCaps, ports: &Ports, flow: &Install<'_>) -> Result<(Done, 
     })
 }
 
-fn full(ports: &Ports, actions: &Actions) -> Result<(Rewrite, u32), Unsupported> {
+fn full(ports: &Ports, actions: &Actions) -> Result<(Rewrite, Option<u32>), Unsupported> {
     let rewrite = Rewrite::of(actions)?;
-    let out = match rewrite.output {
-        Some(port) => ports.way_out(port).ok_or(Unsupported::Port(port))?,
-        None => 0,
-    };
+    let out = rewrite.output.map(|port| ports.way_out(port).ok_or(Unsupported::Port(port))).transpose()?;
     Ok((rewrite, out))
 }
 

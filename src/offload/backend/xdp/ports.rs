@@ -14,7 +14,7 @@ use crate::xdp::{Hook, netlink};
 pub struct Ports {
     shared: Arc<Shared>,
     served: BTreeMap<PortNo, Served>,
-    /// What stands behind marks; never 0.
+    /// What stands behind marks of the port that was connected last; never 0. A port that comes, or comes back, does not believe those of before.
     generation: u32,
 }
 
@@ -30,14 +30,16 @@ struct Served {
 
 impl Ports {
     pub fn new(shared: Arc<Shared>) -> Ports {
-        Ports { shared, served: BTreeMap::new(), generation: 1 }
+        Ports { shared, served: BTreeMap::new(), generation: 0 }
     }
 
     /// The program runs at the port's interface from now on.
     ///
     /// # Errors
     /// The interface does not take it, or there are too many; the plain program runs on.
-    pub fn connect(&mut self, number: PortNo, hook: &Arc<Hook>) -> io::Result<()> {
+    ///
+    /// `in_use`: rules send to the port of this slot.
+    pub fn connect(&mut self, number: PortNo, hook: &Arc<Hook>, in_use: impl Fn(usize) -> bool) -> io::Result<()> {
         if let Some(served) = self.served.get(&number) {
             let same = served.hook.as_ref().is_some_and(|served| Arc::ptr_eq(served, hook));
             if same {
@@ -46,7 +48,7 @@ impl Ports {
             self.disconnect(number);
         }
         let interface = hook.interface();
-        let slot = self.enter(number, interface, Some(Arc::clone(hook)))?;
+        let slot = self.enter(number, interface, Some(Arc::clone(hook)), in_use)?;
         let served = self.begin(slot, hook);
         if served.is_err() {
             self.disconnect(number);
@@ -69,20 +71,44 @@ impl Ports {
         Ok(())
     }
 
-    /// Makes the program know a port. Answers with its slot.
-    pub fn enter(&mut self, number: PortNo, interface: u32, hook: Option<Arc<Hook>>) -> io::Result<usize> {
-        let taken = |slot: &usize| self.served.values().any(|served| served.slot == *slot);
-        let slot = (0..PORTS).find(|slot| !taken(slot));
+    /// Makes the program know a port. Answers with its slot, which is none that rules send to yet: those that sent to the port that had it
+    /// before are found there until the worker has come to them.
+    pub fn enter(
+        &mut self,
+        number: PortNo,
+        interface: u32,
+        hook: Option<Arc<Hook>>,
+        in_use: impl Fn(usize) -> bool,
+    ) -> io::Result<usize> {
+        let taken = |slot: usize| self.served.values().any(|served| served.slot == slot) || in_use(slot);
+        let slot = (0..PORTS).find(|slot| !taken(*slot));
         let slot = slot.ok_or_else(|| io::Error::other(format!("the XDP device serves {PORTS} ports at most")))?;
         self.shared.clear_port(slot);
-        let mut value = [0; layout::PORT];
-        let words = [number.0, slot as u32, self.generation, 0];
-        for (place, word) in value.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-            *place = word.to_ne_bytes();
-        }
-        self.shared.ports.update(&interface.to_ne_bytes(), &value)?;
+        let generation = self.next_generation();
+        self.shared.ports.update(&interface.to_ne_bytes(), &layout::port(number.0, slot as u32, generation))?;
         self.served.insert(number, Served { slot, hook, interface, queues: Vec::new(), takes: false });
         Ok(slot)
+    }
+
+    fn next_generation(&mut self) -> u32 {
+        self.generation = self.generation.wrapping_add(1).max(1);
+        self.generation
+    }
+
+    /// No port believes a mark that was given until now.
+    ///
+    /// # Errors
+    /// A port may still do so.
+    pub fn disbelieve(&mut self) -> io::Result<()> {
+        let generation = self.next_generation();
+        for (number, served) in &self.served {
+            let port = layout::port(number.0, served.slot as u32, generation);
+            self.shared.ports.update(&served.interface.to_ne_bytes(), &port)?;
+            if let Some(hook) = &served.hook {
+                hook.set_generation(generation);
+            }
+        }
+        Ok(())
     }
 
     /// Asks anew whether the port's driver takes redirected frames. `true` when that has changed.
@@ -112,9 +138,10 @@ impl Ports {
         // What is not there need not go.
         let _ = self.shared.wires.delete(&(served.slot as u32).to_ne_bytes());
         if let Some(hook) = &served.hook {
+            // First of all: the plain program leaves in front of a frame what stands there.
+            hook.set_generation(0);
             // An interface that is gone has no program.
             let _ = hook.run_plain();
-            hook.set_generation(0);
         }
         let _ = self.shared.ports.delete(&served.interface.to_ne_bytes());
         for place in &served.queues {

@@ -98,6 +98,14 @@ impl Shared {
         Ok(())
     }
 
+    /// Makes a processor that does not exist be in the program, or leave it.
+    #[cfg(test)]
+    pub fn pretend_to_be_busy(&self, busy: bool) {
+        let last = (self.processors - 1) * layout::CPU + layout::TURN;
+        self.cpus.u64(last).fetch_add(1, Ordering::SeqCst);
+        assert_eq!(self.cpus.u64(last).load(Ordering::SeqCst) % 2 == 1, busy);
+    }
+
     /// What a slot has counted.
     pub fn counted(&self, slot: u32) -> FlowStats {
         let mut sum = FlowStats::default();

@@ -1,12 +1,13 @@
 //! [`Table`]: the rules that are in the program's maps, and the masks that they have.
 //!
 //! Every change ends with the program's processors having left what was before ([`Shared::settle`]): the kernel uses a removed rule's memory for
-//! the next rule at once, and a packet that had found the old one must not meet the new one there.
+//! the next rule at once, and a packet that had found the old one must not meet the new one there. Where one does not leave it, nothing is put
+//! before it has.
 
 use std::io;
 use std::sync::Arc;
 
-use super::layout::{self, MASKS, Words};
+use super::layout::{self, MASKS, PORTS, Words};
 use super::rewrite::Rewrite;
 use super::shared::Shared;
 use crate::flow::{Mask, Match};
@@ -28,6 +29,12 @@ pub struct Table {
     next_mask: u32,
     /// Slots of counts that are at zero and that nobody has.
     slots: Vec<u32>,
+    /// Slots of counts that a processor may yet count in.
+    leaving: Vec<u32>,
+    /// A processor may yet use memory of the map that a rule has left.
+    unsettled: bool,
+    /// How many rules send to the port of each slot.
+    senders: [u32; PORTS],
 }
 
 /// Lower bits of a handle, which are a place: more than rules can be.
@@ -38,8 +45,8 @@ pub struct New<'m> {
     pub matching: &'m Match,
     pub mark: Mark,
     pub rewrite: Rewrite,
-    /// Where packets go, if it sends them.
-    pub out: u32,
+    /// The slot of the port that it sends packets to, if it does.
+    pub out: Option<u32>,
 }
 
 /// A rule in the maps.
@@ -50,6 +57,7 @@ struct Rule {
     mask: usize,
     slot: u32,
     mark: Mark,
+    out: Option<u32>,
     /// What it had counted in slots before.
     counted: FlowStats,
 }
@@ -78,10 +86,19 @@ impl Table {
             serial: 0,
             next_mask: 0,
             slots: (0..=capacity as u32).rev().collect(),
+            leaving: Vec::new(),
+            unsettled: false,
+            senders: [0; PORTS],
         }
     }
 
+    /// Whether rules send to the port of this slot.
+    pub fn sends_to(&self, slot: usize) -> bool {
+        self.senders.get(slot).is_some_and(|rules| *rules > 0)
+    }
+
     pub fn put(&mut self, new: &New<'_>) -> Result<Handle, PutError> {
+        self.be_settled()?;
         let slot = self.take_slot(0).ok_or(PutError::NoRoom)?;
         self.insert(new, slot)
     }
@@ -89,6 +106,9 @@ impl Table {
     /// Puts many rules of different matches, none of which is there, by one call of the kernel for all whose masks are tried already. What
     /// became of each, in order.
     pub fn put_all(&mut self, all: &[New<'_>]) -> Vec<Result<Handle, PutError>> {
+        if let Err(error) = self.be_settled() {
+            return vec![Err(error); all.len()];
+        }
         let mut results: Vec<_> = all.iter().map(|_| Err(PutError::NoRoom)).collect();
         let (mut keys, mut values, mut batch) = (Vec::new(), Vec::new(), Vec::new());
         for (new, result) in all.iter().zip(&mut results) {
@@ -100,10 +120,18 @@ impl Table {
             };
             let key = self.key(mask, new.matching);
             keys.extend_from_slice(&key);
-            values.extend_from_slice(&new.rewrite.rule(slot, new.mark.0.get(), new.out));
+            values.extend_from_slice(&new.rewrite.rule(slot, new.mark.0.get(), new.out.unwrap_or(0)));
             batch.push((
                 result,
-                Rule { handle: Handle(0), key, mask, slot, mark: new.mark, counted: FlowStats::default() },
+                Rule {
+                    handle: Handle(0),
+                    key,
+                    mask,
+                    slot,
+                    mark: new.mark,
+                    out: new.out,
+                    counted: FlowStats::default(),
+                },
             ));
         }
         let mut batch = batch.into_iter();
@@ -142,7 +170,7 @@ impl Table {
         let New { matching, mark, ref rewrite, out } = *new;
         let (mask, new) = self.mask_of(matching.mask()).ok_or(PutError::NoRoom)?;
         let key = self.key(mask, matching);
-        let put = self.shared.rules.insert(&key, &rewrite.rule(slot, mark.0.get(), out));
+        let put = self.shared.rules.insert(&key, &rewrite.rule(slot, mark.0.get(), out.unwrap_or(0)));
         let put = put.map_err(|error| refusal(&error));
         let put = put.and_then(|()| match new {
             false => Ok(()),
@@ -158,7 +186,7 @@ impl Table {
             }
             return Err(error);
         }
-        Ok(self.keep(Rule { handle: Handle(0), key, mask, slot, mark, counted: FlowStats::default() }))
+        Ok(self.keep(Rule { handle: Handle(0), key, mask, slot, mark, out, counted: FlowStats::default() }))
     }
 
     /// Remembers a rule that is in the maps, under a handle of its own.
@@ -166,6 +194,7 @@ impl Table {
         if let Some(tried) = &mut self.masks[rule.mask] {
             tried.rules += 1;
         }
+        self.senders(rule.out).into_iter().for_each(|rules| *rules += 1);
         let place = self.places.pop().unwrap_or_else(|| {
             self.rules.push(None);
             self.rules.len() as u32 - 1
@@ -184,6 +213,39 @@ impl Table {
         let rule = self.rules.get_mut(place(handle))?.take_if(|rule| rule.handle == handle)?;
         self.places.push(place(handle) as u32);
         Some(rule)
+    }
+
+    /// How many rules send to this slot; `None` for a rule that sends nowhere.
+    fn senders(&mut self, out: Option<u32>) -> Option<&mut u32> {
+        self.senders.get_mut(out? as usize)
+    }
+
+    /// No processor uses what has left the maps.
+    ///
+    /// # Errors
+    /// One still may.
+    fn settle(&mut self) -> io::Result<()> {
+        self.unsettled = true;
+        self.shared.settle()?;
+        self.unsettled = false;
+        while let Some(slot) = self.leaving.pop() {
+            self.free_slot(slot);
+        }
+        Ok(())
+    }
+
+    /// No processor counts in this slot any more.
+    fn free_slot(&mut self, slot: u32) {
+        self.shared.clear(slot);
+        self.slots.push(slot);
+    }
+
+    /// The same, where it has not been seen to be so yet.
+    fn be_settled(&mut self) -> Result<(), PutError> {
+        match self.unsettled {
+            true => self.settle().map_err(|error| PutError::Device(error.to_string())),
+            false => Ok(()),
+        }
     }
 
     /// The place of this mask, if it is tried.
@@ -236,35 +298,50 @@ impl Table {
     }
 
     /// Gives a rule another mark and rewrite. Answers with what it had counted until then.
-    pub fn replace(&mut self, handle: Handle, mark: Mark, rewrite: &Rewrite, out: u32) -> Result<FlowStats, PutError> {
+    pub fn replace(
+        &mut self,
+        handle: Handle,
+        mark: Mark,
+        rewrite: &Rewrite,
+        out: Option<u32>,
+    ) -> Result<FlowStats, PutError> {
         let device = |text: String| PutError::Device(text);
+        self.be_settled()?;
         let rule = self.rules.get_mut(place(handle)).and_then(Option::as_mut).filter(|rule| rule.handle == handle);
         let Some(rule) = rule else { return Err(device("there is no such rule".to_owned())) };
         // There is one more than rules.
         let Some(slot) = self.slots.pop() else { return Err(device("no place for counts".to_owned())) };
-        let put = self.shared.rules.update(&rule.key, &rewrite.rule(slot, mark.0.get(), out));
+        let put = self.shared.rules.update(&rule.key, &rewrite.rule(slot, mark.0.get(), out.unwrap_or(0)));
         if let Err(error) = put {
             self.slots.push(slot);
             return Err(device(format!("replacing a rule: {error}")));
         }
-        let before = std::mem::replace(&mut rule.slot, slot);
         rule.mark = mark;
+        let before = std::mem::replace(&mut rule.slot, slot);
+        let sent_to = std::mem::replace(&mut rule.out, out);
+        self.senders(sent_to).into_iter().for_each(|rules| *rules -= 1);
+        self.senders(out).into_iter().for_each(|rules| *rules += 1);
         // The rule stands as it is wanted; what the old one is still counting is lost at worst.
-        let settled = self.shared.settle();
-        rule.counted = sum(rule.counted, self.shared.counted(before));
-        let counted = rule.counted;
-        if settled.is_ok() {
-            self.shared.clear(before);
-            self.slots.push(before);
+        let settled = self.settle();
+        let counted = self.shared.counted(before);
+        match settled {
+            Ok(()) => self.free_slot(before),
+            Err(_) => self.leaving.push(before),
         }
-        Ok(counted)
+        let rule = self.rules.get_mut(place(handle)).and_then(Option::as_mut);
+        Ok(rule.map_or(counted, |rule| {
+            rule.counted = sum(rule.counted, counted);
+            rule.counted
+        }))
     }
 
     /// Removes a rule. Answers with all that it counted.
     pub fn delete(&mut self, handle: Handle) -> Result<FlowStats, DeleteError> {
-        let Some(rule) = self.rule(handle) else { return Ok(FlowStats::default()) };
-        self.remove(&rule.key)?;
-        self.shared.settle().map_err(|error| DeleteError(error.to_string()))?;
+        if self.rule(handle).is_none() {
+            return Ok(FlowStats::default());
+        }
+        self.remove(handle)?;
+        self.settle().map_err(|error| DeleteError(error.to_string()))?;
         let Some(rule) = self.take_rule(handle) else { return Ok(FlowStats::default()) };
         let counted = sum(rule.counted, self.shared.counted(rule.slot));
         self.forget(rule);
@@ -273,10 +350,10 @@ impl Table {
 
     /// Removes all of `handles`, waiting once.
     pub fn flush(&mut self, handles: &[Handle]) -> Result<(), DeleteError> {
-        for rule in handles.iter().filter_map(|handle| self.rule(*handle)) {
-            self.remove(&rule.key)?;
+        for handle in handles {
+            self.remove(*handle)?;
         }
-        self.shared.settle().map_err(|error| DeleteError(error.to_string()))?;
+        self.settle().map_err(|error| DeleteError(error.to_string()))?;
         for handle in handles {
             if let Some(rule) = self.take_rule(*handle) {
                 self.forget(rule);
@@ -286,8 +363,11 @@ impl Table {
     }
 
     /// Takes a rule out of the program's sight.
-    fn remove(&self, key: &[u8; layout::KEY]) -> Result<(), DeleteError> {
-        match self.shared.rules.delete(key) {
+    fn remove(&mut self, handle: Handle) -> Result<(), DeleteError> {
+        let Some(rule) = self.rule(handle) else { return Ok(()) };
+        let deleted = self.shared.rules.delete(&rule.key);
+        self.unsettled = true;
+        match deleted {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DeleteError(error.to_string())),
             _ => Ok(()),
         }
@@ -295,8 +375,8 @@ impl Table {
 
     /// What a rule had is free again: no program sees it any more.
     fn forget(&mut self, rule: Rule) {
-        self.shared.clear(rule.slot);
-        self.slots.push(rule.slot);
+        self.free_slot(rule.slot);
+        self.senders(rule.out).into_iter().for_each(|rules| *rules -= 1);
         let Some(tried) = &mut self.masks[rule.mask] else { return };
         tried.rules -= 1;
         if tried.rules == 0 {

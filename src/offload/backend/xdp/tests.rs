@@ -41,10 +41,10 @@ impl Bench {
         };
         let socket = socket();
         let mut state = device.nic.state();
-        let slot = state.ports.enter(PortNo(1), 1, None).unwrap();
+        let slot = state.ports.enter(PortNo(1), 1, None, |_| false).unwrap();
         let place = (slot * QUEUES) as u32;
         device.nic.shared.sockets.update(&place.to_ne_bytes(), &socket.as_raw_fd().to_ne_bytes()).unwrap();
-        state.ports.enter(PortNo(2), u32::MAX, None).unwrap();
+        state.ports.enter(PortNo(2), u32::MAX, None, |_| false).unwrap();
         state.ports.pretend_to_take(PortNo(2)).unwrap();
         drop(state);
         Some(Bench { device, _socket: socket })
@@ -62,8 +62,8 @@ impl Bench {
     fn mark(&self, frame: &[u8]) -> Result<Option<u32>, u32> {
         let run = self.run(frame);
         match (run.action, run.metadata.as_slice()) {
+            (REDIRECT, &[0, 0, 0, 0, 0, 0, 0, 0]) => Ok(None),
             (REDIRECT, &[a, b, c, d, 1, 0, 0, 0]) => Ok(Some(u32::from_ne_bytes([a, b, c, d]))),
-            (REDIRECT, []) => Ok(None),
             (action, _) => Err(action),
         }
     }
@@ -420,7 +420,7 @@ fn counts_of_a_port_say_what_became_of_each_packet() {
     bench.put(&contract::megaflow(2), &out, 2).unwrap();
     bench.put(&contract::megaflow(3), &gone, 3).unwrap();
     assert_eq!(bench.mark(&frame(1)), Err(DROP));
-    assert_eq!(bench.mark(&frame(2)), Ok(None));
+    assert_eq!(bench.mark(&frame(2)), Err(REDIRECT), "sent as it is");
     assert_eq!(bench.mark(&frame(3)), Ok(Some(3)));
     assert_eq!(bench.mark(&frame(4)), Ok(None));
     let counts = bench.device.port_counts(PortNo(1)).unwrap();
@@ -489,4 +489,88 @@ fn the_kernel_says_how_far_it_came_in_a_batch() {
     let (put, error) = rules.update_all(&keys, &values[1..]).unwrap_err();
     assert_eq!((put, error.kind()), (0, io::ErrorKind::InvalidInput));
     assert!(rules.update_all(&[], &[]).is_err());
+}
+
+#[test]
+fn what_stands_in_front_of_an_unmarked_frame_is_no_mark() {
+    let Some(bench) = Bench::new(Options { rules: 2, full: false }) else { return };
+    let frame = compose(contract::megaflow(1).key(), 0);
+    assert_eq!(bench.run(&frame).metadata, [0; 8], "without rules");
+    bench.put(&contract::megaflow(1), &Actions::drop(), 7).unwrap();
+    assert_eq!(bench.mark(&frame), Ok(Some(7)));
+    assert_eq!(bench.run(&compose(contract::megaflow(2).key(), 0)).metadata, [0; 8], "without a rule");
+    assert_eq!(bench.run(&[0; 14]).metadata, [0; 8], "not read");
+    bench.device.fence().raise();
+    assert_eq!(bench.run(&frame).metadata, [0; 8], "fenced");
+}
+
+#[test]
+fn marks_of_a_device_that_was_restarted_are_not_believed() {
+    let Some(bench) = Bench::full() else { return };
+    bench.put(&contract::megaflow(1), &Actions::drop(), 7).unwrap();
+    bench.device.restart().unwrap();
+    let install = Install {
+        matching: &contract::megaflow(1),
+        actions: &Actions::drop(),
+        mark: Mark::new(7).unwrap(),
+        level: Level::Mark,
+        in_port: None,
+    };
+    bench.device.channel().put(install).unwrap();
+    let metadata = bench.run(&compose(contract::megaflow(1).key(), 0)).metadata;
+    assert_eq!(metadata[..4], 7u32.to_ne_bytes());
+    assert_ne!(metadata[4..], 1u32.to_ne_bytes());
+}
+
+#[test]
+fn a_rule_that_sent_to_a_port_that_is_gone_does_not_send_to_the_next() {
+    let Some(bench) = Bench::full() else { return };
+    let to_two = Actions::new(vec![Action::Output(PortNo(2))]);
+    let frame = compose(contract::megaflow(1).key(), 0);
+    let (handle, done) = bench.put(&contract::megaflow(1), &to_two, 7).unwrap();
+    assert_eq!((done.level, bench.run(&frame).metadata.len()), (Level::Full, 0), "sent");
+    let enter = |number| {
+        let State { table, ports, .. } = &mut *bench.device.nic.state();
+        let slot = ports.enter(PortNo(number), u32::MAX, None, |slot| table.sends_to(slot)).unwrap();
+        ports.pretend_to_take(PortNo(number)).unwrap();
+        slot
+    };
+    let before = bench.device.nic.state().ports.slot(PortNo(2)).unwrap();
+    bench.device.disconnect(PortNo(2));
+    assert_ne!(enter(5), before);
+    assert_eq!(bench.mark(&frame), Ok(Some(7)), "to the poller, which knows what is to be done");
+    bench.delete(handle);
+    assert_eq!(enter(6), before, "nobody sends there any more");
+}
+
+#[test]
+fn while_a_processor_does_not_leave_the_program_no_memory_that_it_may_use_is_used_again() {
+    let Some(bench) = Bench::new(Options { rules: 2, full: false }) else { return };
+    let drop = Actions::drop();
+    let put = |i| bench.put(&contract::megaflow(i), &drop, i);
+    let (one, _) = put(1).unwrap();
+    let (two, _) = put(2).unwrap();
+    bench.device.nic.shared.pretend_to_be_busy(true);
+    let mut channel = bench.device.channel();
+    assert!(channel.delete(one).is_err(), "it may be marking a packet yet");
+    let install =
+        |matching| Install { matching, actions: &drop, mark: Mark::new(9).unwrap(), level: Level::Mark, in_port: None };
+    let (second, third) = (contract::megaflow(2), contract::megaflow(3));
+    let waits = |result: Result<_, PutError>| matches!(result, Err(PutError::Device(_)));
+    assert!(waits(channel.replace(two, install(&second)).map(|_| ())));
+    assert!(waits(channel.put(install(&third)).map(|_| ())));
+    let mut results = Vec::new();
+    channel.put_all(&[install(&third)], &mut results);
+    assert!(results.len() == 1 && waits(results.remove(0).map(|_| ())));
+    bench.device.nic.shared.pretend_to_be_busy(false);
+    channel.delete(one).unwrap();
+    channel.put(install(&third)).unwrap();
+    // A change that was made before the processor was seen to stay keeps its places for as long, and then they are back.
+    for _ in 0..3 {
+        channel.replace(two, install(&second)).unwrap();
+        bench.device.nic.shared.pretend_to_be_busy(true);
+        channel.replace(two, install(&second)).unwrap();
+        bench.device.nic.shared.pretend_to_be_busy(false);
+    }
+    assert_eq!(bench.mark(&compose(second.key(), 0)), Ok(Some(9)));
 }
