@@ -285,6 +285,8 @@ impl Daemon {
 
     /// What is done about once a second, at the real moment `now`.
     pub fn tick(self: &Arc<Self>, now: Instant) {
+        // First of all: whatever else is looked at, a device that hangs is seen.
+        self.switch.offload.watch(now);
         let counts = self.counts();
         let mut history = self.history();
         history.coverage.note(now, &counts);
@@ -296,7 +298,6 @@ impl Daemon {
         for port in self.switch.refresh_ports(now) {
             drop(self.in_background("reopen-port", move |daemon| daemon.reopen_port(port)));
         }
-        self.switch.offload.watch(now);
     }
 
     fn hear(self: &Arc<Self>, report: Report) {

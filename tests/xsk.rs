@@ -363,6 +363,32 @@ fn frames_pass_between_xsk_ports_byte_for_byte_and_their_memory_is_used_again() 
 }
 
 #[test]
+fn memory_of_frames_that_never_left_comes_back_with_the_queue_or_when_the_interface_goes() {
+    let Some(world) = Namespace::new() else { return };
+    // More frames than the memory has.
+    let frames: Vec<Vec<u8>> = (0..1_000).map(|_| frame(60, &[])).collect();
+    for round in 0..24 {
+        if round % 12 == 0 {
+            world.veth("va", "vb");
+        }
+        let mut a = world.open("va,type=xsk,ring=1024");
+        world.ip("link set va down");
+        a.send(&frames);
+        drop(a);
+        world.ip("link set va up");
+        if round % 12 == 11 {
+            world.ip("link del va");
+        }
+    }
+    world.veth("va", "vb");
+    let (mut a, mut b) = (world.open("va,type=xsk,ring=64"), world.open("vb,type=xsk,ring=64"));
+    assert_eq!(a.send(&frames[..50]).packets, 50);
+    assert_eq!(bytes(&b.receive(50)), frames[..50]);
+    let umem = a.port.details().into_iter().find(|(name, _)| *name == "umem").unwrap().1;
+    assert!(umem.ends_with(" 0 lost") && number(&umem, "KiB,") > 1_000, "{umem}");
+}
+
+#[test]
 fn a_frame_too_long_is_refused_alone_and_a_missing_place_is_counted() {
     let Some(world) = Namespace::new() else { return };
     world.veth("va", "vb");

@@ -242,12 +242,16 @@ impl Switch {
             queues: self.spread(queues.len(), crew).into_iter().map(place).collect(),
             port,
         };
-        let outputs = self
-            .open_ways(&mut open, crew, MAX_POLLERS)
-            .map_err(|source| AddPortError::Transmit { name: info.name.clone(), source })?;
         let ring = self.device.as_ref().map_or(info.ring, |device| device.ring(info.ring));
         let progress: Vec<Arc<RxProgress>> = queues.iter().map(|_| Arc::new(RxProgress::new(ring))).collect();
+        // Before the device sees a packet of it: a rule that was the number's before may mark one, and its mark then waits for these queues.
         self.offload.port_added(info.clone(), progress.clone());
+        let outputs = self.open_ways(&mut open, crew, MAX_POLLERS).map_err(|source| {
+            self.offload.port_removed(info.number);
+            AddPortError::Transmit { name: info.name.clone(), source }
+        })?;
+        // And again, now that rules of it can be put.
+        self.offload.port_added(info.clone(), Vec::new());
         let receiver = |(number, (queue, progress))| {
             let queue = match &self.device {
                 Some(device) => device.wrap_rx(&info, queue),

@@ -250,8 +250,9 @@ impl Crew {
 
     /// Room has appeared: wakes those that wait for it.
     pub fn freed(&self, by: usize) {
-        self.freed.fetch_add(1, Ordering::Relaxed);
-        let others = self.hungry.load(Ordering::Relaxed) & !(1 << by);
+        // In one order with `set_waiting` and the look that follows it: either they are seen here, or they see the room.
+        self.freed.fetch_add(1, Ordering::SeqCst);
+        let others = self.hungry.load(Ordering::SeqCst) & !(1 << by);
         if others != 0 {
             (0..WORKERS).filter(|id| others & (1 << id) != 0).for_each(|id| self.lanes[id].poke());
         }
@@ -261,15 +262,15 @@ impl Crew {
     pub fn set_waiting(&self, id: usize, rules: usize) {
         let before = self.posts[id].waiting.swap(rules, Ordering::Relaxed);
         match (before, rules) {
-            (0, 1..) => self.hungry.fetch_or(1 << id, Ordering::Relaxed),
-            (1.., 0) => self.hungry.fetch_and(!(1 << id), Ordering::Relaxed),
+            (0, 1..) => self.hungry.fetch_or(1 << id, Ordering::SeqCst),
+            (1.., 0) => self.hungry.fetch_and(!(1 << id), Ordering::SeqCst),
             _ => return,
         };
     }
 
     /// How much room has appeared so far.
     pub fn room_so_far(&self) -> u64 {
-        self.freed.load(Ordering::Relaxed)
+        self.freed.load(Ordering::SeqCst)
     }
 
     /// Whether a put or change may be asked of the device at `now`; otherwise when.

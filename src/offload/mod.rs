@@ -349,19 +349,21 @@ impl Offload {
         let Some(path) = &self.path else { return };
         let staff = path.staff();
         let crew = &staff.crew;
-        if staff.stopped || crew.off().is_some() {
+        if staff.stopped {
             return;
         }
-        let hung = (0..staff.hired).find_map(|id| {
-            let busy = crew.posts[id].busy_for(crew.start, now)?;
-            (busy >= self.config.patience).then_some((id, busy))
-        });
-        if let Some((id, busy)) = hung {
-            let seconds = busy.as_secs_f64();
-            let why = format!("the {} device has not answered worker {id} for {seconds:.1} s", crew.caps.name);
-            log::error!("offload is off: {why}; `offload/resume` tries again");
-            crew.fail(why);
-            // Should it ever come back, it has nothing to do any more.
+        for id in 0..staff.hired {
+            let Some(busy) = crew.posts[id].busy_for(crew.start, now).filter(|busy| *busy >= self.config.patience)
+            else {
+                continue;
+            };
+            if crew.off().is_none() {
+                let seconds = busy.as_secs_f64();
+                let why = format!("the {} device has not answered worker {id} for {seconds:.1} s", crew.caps.name);
+                log::error!("offload is off: {why}; `offload/resume` tries again");
+                crew.fail(why);
+            }
+            // Should it ever come back, it has nothing to do any more, and nobody waits for it meanwhile.
             crew.lanes[id].close();
         }
     }

@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
+/// Kinds of maps (`enum bpf_map_type`) of whose values the kernel reads and writes as many as there are processors.
+const PER_CPU: [u32; 4] = [5, 6, 10, 21];
+
 /// Commands of bpf(2) (`enum bpf_cmd`).
 #[derive(Clone, Copy)]
 #[repr(i32)]
@@ -122,9 +125,12 @@ fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
 
 impl Map {
     /// # Errors
-    /// Not a map.
+    /// Not a map, or one with a value for each processor.
     pub fn new(fd: OwnedFd) -> io::Result<Map> {
-        let MapInfo { key_size, value_size, max_entries, .. } = info(fd.as_fd())?;
+        let MapInfo { kind, key_size, value_size, max_entries, .. } = info(fd.as_fd())?;
+        if PER_CPU.contains(&kind) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         Ok(Map { fd, key_len: key_size as usize, value_len: value_size as usize, entries: max_entries })
     }
 

@@ -10,7 +10,8 @@
 //!    └─────────────────────────┘      └────────────────────────────────┘
 //! ```
 //!
-//! What the kernel gives back is compared with what it was lent, so that no answer of its makes a second owner.
+//! What a kernel has of a socket that is closed is parked until it is known to have let go of it (`xsk.rs`).
+//! What it gives back is compared with what it was lent, so that no answer of its makes a second owner.
 //!
 //! # Thread-safety
 //! Frames move between threads. The free ones are in a lock-free queue. A [`Lent`] has one owner.
@@ -238,6 +239,12 @@ impl Lent {
             }
         }
         frames
+    }
+
+    /// How many chunks the kernel has.
+    #[cfg(xdp)]
+    pub(super) fn count(&self) -> u32 {
+        self.chunks.iter().map(|word| word.count_ones()).sum()
     }
 
     /// The kernel has let go of every chunk: they are free again.

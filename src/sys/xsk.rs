@@ -16,7 +16,7 @@ use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use libc::{c_int, c_void, socklen_t};
@@ -76,11 +76,45 @@ impl Setup {
 pub struct Group {
     umem: Arc<Umem>,
     sockets: Mutex<Vec<(Setup, Weak<Socket>)>>,
+    parking: Arc<Parking>,
+}
+
+/// Chunks that the kernel may yet use though their socket is closed: on their way out, or where a device writes by itself.
+#[derive(Default)]
+struct Parking(Mutex<Vec<Parked>>);
+
+struct Parked {
+    interface: u32,
+    queue: u32,
+    lent: Lent,
+}
+
+impl Parking {
+    fn places(&self) -> MutexGuard<'_, Vec<Parked>> {
+        // Each change is one call, so whoever panicked left a list.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel has let go of what was parked for the queues that are `over`.
+    fn release(&self, over: impl Fn(u32, u32) -> bool) {
+        let released: Vec<_> = self.places().extract_if(.., |parked| over(parked.interface, parked.queue)).collect();
+        released.into_iter().for_each(|parked| parked.lent.come_home());
+    }
 }
 
 impl Group {
     pub fn new(umem: Arc<Umem>) -> Group {
-        Group { umem, sockets: Mutex::default() }
+        Group { umem, sockets: Mutex::default(), parking: Arc::default() }
+    }
+
+    /// Chunks that nobody has now or ever will have, though no socket does.
+    pub fn missing(&self) -> u32 {
+        self.umem.lost() + self.parking.places().iter().map(|parked| parked.lent.count()).sum::<u32>()
+    }
+
+    /// Takes back what sockets of interfaces left that are `gone`: with an interface goes all that is under way there.
+    pub fn forget_interfaces(&self, gone: impl Fn(u32) -> bool) {
+        self.parking.release(|interface, _| gone(interface));
     }
 
     pub fn umem(&self) -> &Arc<Umem> {
@@ -94,17 +128,13 @@ impl Group {
     pub fn open(&self, interface: u32, queue: u32, setup: &Setup) -> io::Result<(Receiver, Sender)> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         sockets.retain(|(_, socket)| socket.strong_count() > 0);
-        let first = sockets.iter().filter(|(of, _)| of.shares_with(setup)).find_map(|(_, first)| first.upgrade());
         let opening = Opening { interface, queue, setup };
-        let (rings, fd) = match first {
-            None => opening.bind_first(&self.umem)?,
-            Some(first) => match opening.bind_shared(&first) {
-                // Its interface is gone, so it shares with nobody; this one begins anew with the same memory.
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => opening.bind_first(&self.umem)?,
-                other => other?,
-            },
-        };
-        let socket = Arc::new(Socket { fd, left: Mutex::default() });
+        let (rings, fd) = opening.bind(&self.umem, &sockets)?;
+        // A queue is busy until the last frame of its former socket has gone, and the device writes nowhere any more (`xp_clear_dev` in the
+        // kernel's net/xdp/xsk_buff_pool.c comes after both).
+        self.parking.release(|of, at| (of, at) == (interface, queue));
+        let home = Home { interface, queue, parking: Arc::clone(&self.parking) };
+        let socket = Arc::new(Socket { fd, left: Mutex::default(), home });
         // In front: the next shares with one that is known to be bound.
         sockets.insert(0, (*setup, Arc::downgrade(&socket)));
         let Rings { fill, receive, send, completion } = rings;
@@ -116,7 +146,8 @@ impl Group {
             polls: !setup.busy_poll.is_zero(),
             strange: 0,
         };
-        let sender = Sender { ring: send, completion, lent: Lent::new(&self.umem), socket, strange: 0 };
+        let lent = Some(Lent::new(&self.umem));
+        let sender = Sender { ring: send, completion, lent, socket, strange: 0 };
         Ok((receiver, sender))
     }
 }
@@ -135,6 +166,25 @@ struct Rings {
 }
 
 impl Opening<'_> {
+    /// Binds with the registration of one of `sockets` where that costs nothing, else with one of its own.
+    fn bind(&self, umem: &Umem, sockets: &[(Setup, Weak<Socket>)]) -> io::Result<(Rings, OwnedFd)> {
+        let alike = sockets.iter().filter(|(of, _)| of.shares_with(self.setup));
+        let Some(first) = alike.filter_map(|(_, socket)| socket.upgrade()).next() else { return self.bind_first(umem) };
+        let is = |error: &io::Error, number| error.raw_os_error() == Some(number);
+        // Who shares gets what the first has, zero-copy or not, though its own interface may do better, or not do so.
+        if self.setup.zero_copy.is_none() && first.home.interface != self.interface && !first.is_zero_copy() {
+            return match self.bind_first(umem) {
+                Err(error) if is(&error, libc::ENOBUFS) => self.bind_shared(&first),
+                other => other,
+            };
+        }
+        match self.bind_shared(&first) {
+            // Its interface is gone, so it shares with nobody; or it has zero-copy, which this one has not.
+            Err(error) if is(&error, libc::EBADF) || is(&error, libc::EOPNOTSUPP) => self.bind_first(umem),
+            other => other,
+        }
+    }
+
     fn bind_first(&self, umem: &Umem) -> io::Result<(Rings, OwnedFd)> {
         let socket = self.socket()?;
         let (addr, len) = umem.area();
@@ -206,17 +256,35 @@ fn set_option(socket: &OwnedFd, option: c_int, value: c_int) -> io::Result<()> {
 pub struct Socket {
     /// Closed before what is below is dropped.
     fd: OwnedFd,
-    /// What the kernel was lent to receive into. It writes there no more once the socket is closed, which waits for it.
-    left: Mutex<Vec<Homeward>>,
+    /// What its sides had lent to the kernel.
+    left: Mutex<Vec<Left>>,
+    home: Home,
 }
 
-/// Frames that are free when this is dropped.
-struct Homeward(Option<Lent>);
+/// Where a socket's chunks wait.
+#[derive(Clone)]
+struct Home {
+    interface: u32,
+    queue: u32,
+    parking: Arc<Parking>,
+}
 
-impl Drop for Homeward {
+/// Chunks of a socket that has been closed when this is dropped.
+enum Left {
+    /// The kernel copied into them, and is waited for when the socket is closed.
+    Copied(Option<Lent>),
+    /// They may be in use for a while.
+    InUse(Option<Lent>, Home),
+}
+
+impl Drop for Left {
     fn drop(&mut self) {
-        if let Some(lent) = self.0.take() {
-            lent.come_home();
+        match self {
+            Left::Copied(lent) => lent.take().into_iter().for_each(Lent::come_home),
+            Left::InUse(lent, Home { interface, queue, parking }) => {
+                let parked = lent.take().filter(|lent| lent.count() > 0);
+                parking.places().extend(parked.map(|lent| Parked { interface: *interface, queue: *queue, lent }));
+            }
         }
     }
 }
@@ -229,6 +297,10 @@ impl Socket {
     /// Whether the device reads and writes the memory itself.
     pub fn is_zero_copy(&self) -> bool {
         sockopt::xdp_options(&self.fd).is_ok_and(|flags| flags.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
+    }
+
+    fn leave(&self, left: Left) {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).push(left);
     }
 
     /// What has gone wrong since it was last asked.
@@ -336,8 +408,11 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        let lent = Homeward(self.lent.take());
-        self.socket.left.lock().unwrap_or_else(PoisonError::into_inner).push(lent);
+        let lent = self.lent.take();
+        self.socket.leave(match self.socket.is_zero_copy() {
+            true => Left::InUse(lent, self.socket.home.clone()),
+            false => Left::Copied(lent),
+        });
     }
 }
 
@@ -345,7 +420,8 @@ impl Drop for Receiver {
 pub struct Sender {
     ring: Ring<XdpDesc>,
     completion: Ring<u64>,
-    lent: Lent,
+    /// `None` only while it is dropped.
+    lent: Option<Lent>,
     socket: Arc<Socket>,
     strange: u64,
 }
@@ -367,9 +443,10 @@ impl Sender {
     /// Takes back what was sent.
     #[inline]
     pub fn complete(&mut self, mut each: impl FnMut(Frame)) {
+        let Some(lent) = &mut self.lent else { return };
         let there = self.completion.waiting(u32::MAX);
         for i in 0..there {
-            match self.lent.reclaim(self.completion.get(i)) {
+            match lent.reclaim(self.completion.get(i)) {
                 Some(frame) => each(frame),
                 None => self.strange += 1,
             }
@@ -389,10 +466,8 @@ impl Sender {
     /// A frame of other memory, or bytes that are not inside it.
     #[inline]
     pub fn put(&mut self, i: usize, frame: Frame, at: usize, len: usize, more: bool) -> Result<(), Frame> {
-        if at + len > CHUNK {
-            return Err(frame);
-        }
-        let address = self.lent.lend(frame)?;
+        let Some(lent) = self.lent.as_mut().filter(|_| at + len <= CHUNK) else { return Err(frame) };
+        let address = lent.lend(frame)?;
         let options = if more { XdpDescOptions::XDP_PKT_CONTD } else { XdpDescOptions::empty() };
         self.ring.put(i as u32, XdpDesc { addr: address + at as u64, len: len as u32, options });
         Ok(())
@@ -424,9 +499,11 @@ impl Sender {
 }
 
 impl Drop for Sender {
-    /// What was sent is free; what is on its way still is lost.
+    /// What was sent is free; what is on its way still, or waits for the kernel, which may come for it, is not yet.
     fn drop(&mut self) {
         self.complete(drop);
+        let home = self.socket.home.clone();
+        self.socket.leave(Left::InUse(self.lent.take(), home));
     }
 }
 

@@ -92,13 +92,7 @@ impl Object {
     /// No such map, or no file descriptor left.
     pub fn map(&self, name: &str) -> io::Result<Map> {
         let data: &MapData = match self.ebpf.map(name) {
-            Some(
-                AyaMap::Array(data)
-                | AyaMap::HashMap(data)
-                | AyaMap::XskMap(data)
-                | AyaMap::DevMap(data)
-                | AyaMap::PerCpuArray(data),
-            ) => data,
+            Some(AyaMap::Array(data) | AyaMap::HashMap(data) | AyaMap::XskMap(data) | AyaMap::DevMap(data)) => data,
             _ => return Err(io::ErrorKind::NotFound.into()),
         };
         Map::new(data.fd().as_fd().try_clone_to_owned()?)

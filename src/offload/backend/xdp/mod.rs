@@ -150,7 +150,8 @@ impl Device for XdpDevice {
     }
 
     fn set_mtu(&self, port: PortNo, _mtu: usize) -> bool {
-        self.nic.state().ports.look_again(port)
+        // Asked now and then, by a thread that must not wait: where the kernel keeps another for long, it is asked the next time.
+        self.nic.state.try_lock().is_ok_and(|mut state| state.ports.look_again(port))
     }
 
     fn disconnect(&self, port: PortNo) {
