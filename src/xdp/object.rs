@@ -54,23 +54,31 @@ impl Object {
         needed: &'static str,
     ) -> Result<Object, LoadError> {
         // The log of a long program takes the kernel longer to write than the program takes to be checked.
-        let ebpf = loader.verifier_log_level(VerifierLogLevel::STATS).load(bytes).map_err(|error| match &error {
+        let mut object = Object::open(loader.verifier_log_level(VerifierLogLevel::STATS), bytes, program)?;
+        match object.program_mut().and_then(Xdp::load) {
+            Ok(()) => Ok(object),
+            Err(ProgramError::LoadError { io_error, .. }) if is_forbidden(&io_error) => Err(LoadError::Permission),
+            Err(ProgramError::LoadError { io_error, .. }) => {
+                // Once more, to hear why.
+                let mut again = Object::open(loader.verifier_log_level(VerifierLogLevel::VERBOSE), bytes, program)?;
+                let why = match again.program_mut().and_then(Xdp::load) {
+                    Err(ProgramError::LoadError { verifier_log, .. }) => reason(&verifier_log.to_string()),
+                    _ => String::new(),
+                };
+                Err(LoadError::Kernel { needed, text: format!("{io_error}{why}") })
+            }
+            Err(error) => Err(LoadError::Other(chain(&error))),
+        }
+    }
+
+    fn open(loader: &mut EbpfLoader<'_>, bytes: &[u8], program: &'static str) -> Result<Object, LoadError> {
+        let ebpf = loader.load(bytes).map_err(|error| match &error {
             EbpfError::MapError(aya::maps::MapError::CreateError { io_error, .. }) if is_forbidden(io_error) => {
                 LoadError::Permission
             }
             _ => LoadError::Other(chain(&error)),
         })?;
-        let mut object = Object { ebpf, program };
-        match object.program_mut().and_then(Xdp::load) {
-            Ok(()) => Ok(object),
-            Err(ProgramError::LoadError { io_error, .. }) if is_forbidden(&io_error) => Err(LoadError::Permission),
-            Err(ProgramError::LoadError { io_error, verifier_log }) => {
-                let log = verifier_log.to_string();
-                let last = log.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
-                Err(LoadError::Kernel { needed, text: format!("{io_error}: {last}") })
-            }
-            Err(error) => Err(LoadError::Other(chain(&error))),
-        }
+        Ok(Object { ebpf, program })
     }
 
     fn program_mut(&mut self) -> Result<&mut Xdp, ProgramError> {
@@ -99,8 +107,15 @@ impl Object {
     }
 }
 
+/// Not `EACCES`, by which the kernel refuses a program that it cannot follow.
 fn is_forbidden(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::PermissionDenied
+    error.raw_os_error() == Some(libc::EPERM)
+}
+
+/// What a verifier's log ends with: why it refuses the program. Behind it are statistics.
+fn reason(log: &str) -> String {
+    let is_told = |line: &&str| !line.trim().is_empty() && !line.starts_with("processed ");
+    log.lines().rev().find(is_told).map_or_else(String::new, |line| format!(": {}", line.trim()))
 }
 
 /// An error and its causes in a line.
@@ -115,4 +130,16 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_what_stands_before_the_statistics() {
+        let log = "1035: (61) r0 = *(u32 *)(r4 +0)\nR4 offset is outside of the packet\nprocessed 501 insns (limit 1000000)\n\n";
+        assert_eq!(reason(log), ": R4 offset is outside of the packet");
+        assert_eq!(reason(""), "");
+    }
 }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use offloadd::flow::{Field, Mask, Match, Ufid};
 use offloadd::offload::backend::{
     self, ActionSet, Backend, BackendCaps, BackendSpec, DeleteError, Device, Done, Fence, FlushError, Generation,
-    Handle, Install, PutError, StatsError, sim,
+    Grace, Handle, Install, PutError, StatsError, sim,
 };
 use offloadd::offload::worker::Worker;
 use offloadd::offload::{Agent, FlowSlot, FlowStats, Level, Offload, OffloadConfig};
@@ -50,7 +50,10 @@ fn main() {
         ("a device that only counts", || Arc::new(Counter(Counting::new(false)))),
     ];
     match backend::open(&xdp(), Instant::now()) {
-        Ok(_) => devices.push(("XDP", || backend::open(&xdp(), Instant::now()).expect("it could be opened before"))),
+        Ok(_) => {
+            devices.push(("XDP", open_xdp));
+            devices.push(("XDP, one by one", || Arc::new(OneByOne(open_xdp()))));
+        }
         Err(error) => println!("skipped: {error}"),
     }
     for workers in [1, 2] {
@@ -73,6 +76,35 @@ fn main() {
 /// With room for all flows.
 fn xdp() -> BackendSpec {
     BackendSpec { kind: "xdp".to_owned(), options: Vec::new() }
+}
+
+fn open_xdp() -> Arc<dyn Device> {
+    backend::open(&xdp(), Instant::now()).expect("it could be opened before")
+}
+
+/// A device as if it took one rule at a time.
+struct OneByOne(Arc<dyn Device>);
+
+impl Device for OneByOne {
+    fn capabilities(&self) -> BackendCaps {
+        BackendCaps { batch: 1, ..self.0.capabilities() }
+    }
+
+    fn channel(&self) -> Box<dyn Backend> {
+        self.0.channel()
+    }
+
+    fn fence(&self) -> Fence {
+        self.0.fence()
+    }
+
+    fn restart(&self) -> Result<(), FlushError> {
+        self.0.restart()
+    }
+
+    fn grace(&self) -> Option<Grace> {
+        self.0.grace()
+    }
 }
 
 /// How long the workers took.

@@ -11,6 +11,15 @@
 #define NETWORK_MOST (14 + 3 * 4)
 #define TRANSPORT_MOST (NETWORK_MOST + 40)
 
+/* What `at` is known to be at most, in bits: here, for the verifier, which in Linux 6.1 forgets a comparison of what is then copied. */
+INLINE void *place(void *data, __u32 at)
+{
+    asm volatile("%0 &= 0x7f" : "+r"(at));
+    return data + at;
+}
+
+_Static_assert(TRANSPORT_MOST <= 0x7f, "that is no more than what is known");
+
 /* Adds what a 32-bit word's change adds to a sum of 16-bit words. The order of bytes does not matter (RFC 1071 §2). */
 INLINE __u64 change(__u32 *word, const struct edit *edit, __u64 sum)
 {
@@ -78,7 +87,7 @@ INLINE void amend_transport(void *data, const void *end, const struct layers *la
 
     if (!offset || layers->transport_at + offset + 2 > layers->end || transport_at > TRANSPORT_MOST)
         return;
-    checksum = data + transport_at + offset;
+    checksum = place(data, transport_at) + offset;
     if ((void *)(checksum + 1) > end)
         return;
     if (layers->proto != IP_UDP) {
@@ -95,6 +104,7 @@ INLINE void amend_transport(void *data, const void *end, const struct layers *la
 INLINE int edit(struct xdp_md *frame, const struct rule *rule, const struct layers *layers)
 {
     __u32 does = rule->does, network_at = layers->network_at, transport_at = layers->transport_at, i;
+    __u32 *ip, *ports;
     void *data, *end;
     __u64 header = 0, addresses = 0;
     int moved = 0;
@@ -120,9 +130,8 @@ INLINE int edit(struct xdp_md *frame, const struct rule *rule, const struct laye
         for (i = 0; i < ETH_WORDS; i++)
             change(data + 4 * i, &rule->eth[i], 0);
 
-    if ((does & DOES_IPV4) && network_at <= NETWORK_MOST && data + network_at + 20 <= end) {
-        __u32 *ip = data + network_at;
-
+    ip = place(data, network_at);
+    if ((does & DOES_IPV4) && network_at <= NETWORK_MOST && (void *)(ip + 5) <= end) {
         header = change(ip, &rule->net[0], header);
         header = change(ip + 2, &rule->net[2], header);
         if (does & DOES_ADDRESSES) {
@@ -131,17 +140,16 @@ INLINE int edit(struct xdp_md *frame, const struct rule *rule, const struct laye
         }
         amend((__u16 *)(ip) + 5, header + addresses);
     }
-    if ((does & DOES_IPV6) && network_at <= NETWORK_MOST && data + network_at + 40 <= end) {
-        __u32 *ip = data + network_at;
-
+    if ((does & DOES_IPV6) && network_at <= NETWORK_MOST && (void *)(ip + 10) <= end) {
         change(ip, &rule->net[0], 0);
         change(ip + 1, &rule->net[1], 0);
         if (does & DOES_ADDRESSES)
             for (i = 2; i < NET_WORDS; i++)
                 addresses = change(ip + i, &rule->net[i], addresses);
     }
-    if ((does & (DOES_TCP | DOES_UDP)) && transport_at <= TRANSPORT_MOST && data + transport_at + 4 <= end)
-        addresses = change(data + transport_at, &rule->tp, addresses);
+    ports = place(data, transport_at);
+    if ((does & (DOES_TCP | DOES_UDP)) && transport_at <= TRANSPORT_MOST && (void *)(ports + 1) <= end)
+        addresses = change(ports, &rule->tp, addresses);
     if (addresses)
         amend_transport(data, end, layers, transport_at, addresses);
 
