@@ -38,6 +38,7 @@ impl Style {
     }
 
     /// Whether there are colours.
+    #[cfg(feature = "top")]
     pub fn is_on(self) -> bool {
         self.on
     }

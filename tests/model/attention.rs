@@ -387,7 +387,7 @@ fn a_flow_that_changes_while_its_shard_moves_ends_with_its_newest_actions_in_the
         let device = Arc::new(AtomicUsize::new(0));
         let hour = Duration::from_secs(3_600);
         let config = OffloadConfig { threads: 2, stats_interval: hour, ..OffloadConfig::default() };
-        let one_rule = std::sync::Arc::new(OneRule(Arc::clone(&device)));
+        let one_rule = std::sync::Arc::new(OneRule(Arc::clone(&device), 1));
         let (offload, mut workers) = Offload::assemble_many(one_rule, Instant::now(), &config);
         let agent = offload.agent(0, Box::new(|| {})).expect("there is a device");
         let now = Instant::now();
