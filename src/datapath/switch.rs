@@ -250,8 +250,7 @@ impl Switch {
             self.offload.port_removed(info.number);
             AddPortError::Transmit { name: info.name.clone(), source }
         })?;
-        // And again, now that rules of it can be put.
-        self.offload.port_added(info.clone(), Vec::new());
+        self.offload.port_connected(info.number);
         let receiver = |(number, (queue, progress))| {
             let queue = match &self.device {
                 Some(device) => device.wrap_rx(&info, queue),

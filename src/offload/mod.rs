@@ -303,6 +303,16 @@ impl Offload {
         }
     }
 
+    /// The device serves the port from now on: rules of it can be put, and those that send there are put anew, for it may have another place
+    /// there than the port that had its number before. Does not wait.
+    pub fn port_connected(&self, port: PortNo) {
+        let Some(path) = &self.path else { return };
+        for lanes in path.staff().lanes() {
+            let same = |message: &Message| matches!(message, Message::PortConnected(number) if *number == port);
+            lanes.send_unless(same, Message::PortConnected(port));
+        }
+    }
+
     /// What the device can do for packets that are to leave by the port has changed: rules that send there are tried anew. Does not wait.
     pub fn port_changed(&self, port: PortNo) {
         let Some(path) = &self.path else { return };

@@ -252,6 +252,15 @@ impl<T, M> Queue<T, M> {
         }
     }
 
+    /// Leaves `message`, unless the worker has yet to read one for which `which` holds.
+    pub fn send_unless(&self, which: impl Fn(&M) -> bool, message: M) {
+        let mut messages = self.lock();
+        if !messages.closed && !messages.waiting.iter().any(which) {
+            messages.waiting.push(message);
+            self.announce();
+        }
+    }
+
     /// Takes back the newest message for which `which` holds, if the worker has not read it; otherwise leaves `message`.
     pub fn take_back_or_send(&self, which: impl Fn(&M) -> bool, message: M) {
         let mut messages = self.lock();

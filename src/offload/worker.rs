@@ -79,6 +79,8 @@ pub enum Message {
     AgentAdded(Arc<Mailbox>),
     PortAdded(PortInfo, Vec<StdArc<RxProgress>>),
     PortRemoved(PortNo),
+    /// The device serves the port.
+    PortConnected(PortNo),
     /// The device can do more, or less, for packets that leave by it.
     PortChanged(PortNo),
     Flush {
@@ -121,6 +123,8 @@ pub struct Worker {
     enabled: bool,
     /// Puts that wait for their batch; `None` where there is none being made.
     batch: Option<Vec<Put>>,
+    /// How many rules wait for the device's answer to their batch.
+    staged: usize,
     /// Rules that something else than their owners concerns.
     todo: VecDeque<RuleId>,
     timers: BinaryHeap<Reverse<(Instant, RuleId)>>,
@@ -233,6 +237,7 @@ impl Worker {
             mailboxes: Vec::new(),
             enabled: crew.settings.is_enabled(),
             batch: None,
+            staged: 0,
             todo: VecDeque::new(),
             timers: BinaryHeap::new(),
             delayed: VecDeque::new(),

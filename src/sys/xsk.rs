@@ -76,12 +76,13 @@ impl Setup {
 pub struct Group {
     umem: Arc<Umem>,
     sockets: Mutex<Vec<(Setup, Weak<Socket>)>>,
-    parking: Arc<Parking>,
 }
 
-/// Chunks that the kernel may yet use though their socket is closed: on their way out, or where a device writes by itself.
-#[derive(Default)]
+/// Chunks of any memory that the kernel may yet use though their socket is closed: on their way out, or where a device writes by itself.
 struct Parking(Mutex<Vec<Parked>>);
+
+/// Of the process, as interfaces are, in the one network namespace that it has its ports in.
+static PARKING: Parking = Parking(Mutex::new(Vec::new()));
 
 struct Parked {
     interface: u32,
@@ -104,17 +105,18 @@ impl Parking {
 
 impl Group {
     pub fn new(umem: Arc<Umem>) -> Group {
-        Group { umem, sockets: Mutex::default(), parking: Arc::default() }
+        Group { umem, sockets: Mutex::default() }
     }
 
-    /// Chunks that nobody has now or ever will have, though no socket does.
-    pub fn missing(&self) -> u32 {
-        self.umem.lost() + self.parking.places().iter().map(|parked| parked.lent.count()).sum::<u32>()
+    /// Chunks that no socket has and that nobody can have now, but for those that come back when the interface of this index is opened.
+    pub fn missing(&self, interface: u32) -> u32 {
+        let here = |parked: &&Parked| parked.interface != interface && std::ptr::eq(parked.lent.umem(), &*self.umem);
+        self.umem.lost() + PARKING.places().iter().filter(here).map(|parked| parked.lent.count()).sum::<u32>()
     }
 
     /// Takes back what sockets of interfaces left that are `gone`: with an interface goes all that is under way there.
-    pub fn forget_interfaces(&self, gone: impl Fn(u32) -> bool) {
-        self.parking.release(|interface, _| gone(interface));
+    pub fn forget_interfaces(gone: impl Fn(u32) -> bool) {
+        PARKING.release(|interface, _| gone(interface));
     }
 
     pub fn umem(&self) -> &Arc<Umem> {
@@ -132,8 +134,8 @@ impl Group {
         let (rings, fd) = opening.bind(&self.umem, &sockets)?;
         // A queue is busy until the last frame of its former socket has gone, and the device writes nowhere any more (`xp_clear_dev` in the
         // kernel's net/xdp/xsk_buff_pool.c comes after both).
-        self.parking.release(|of, at| (of, at) == (interface, queue));
-        let home = Home { interface, queue, parking: Arc::clone(&self.parking) };
+        PARKING.release(|of, at| (of, at) == (interface, queue));
+        let home = Home { interface, queue };
         let socket = Arc::new(Socket { fd, left: Mutex::default(), home });
         // In front: the next shares with one that is known to be bound.
         sockets.insert(0, (*setup, Arc::downgrade(&socket)));
@@ -262,11 +264,10 @@ pub struct Socket {
 }
 
 /// Where a socket's chunks wait.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Home {
     interface: u32,
     queue: u32,
-    parking: Arc<Parking>,
 }
 
 /// Chunks of a socket that has been closed when this is dropped.
@@ -281,9 +282,9 @@ impl Drop for Left {
     fn drop(&mut self) {
         match self {
             Left::Copied(lent) => lent.take().into_iter().for_each(Lent::come_home),
-            Left::InUse(lent, Home { interface, queue, parking }) => {
+            Left::InUse(lent, Home { interface, queue }) => {
                 let parked = lent.take().filter(|lent| lent.count() > 0);
-                parking.places().extend(parked.map(|lent| Parked { interface: *interface, queue: *queue, lent }));
+                PARKING.places().extend(parked.map(|lent| Parked { interface: *interface, queue: *queue, lent }));
             }
         }
     }
@@ -410,7 +411,7 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         let lent = self.lent.take();
         self.socket.leave(match self.socket.is_zero_copy() {
-            true => Left::InUse(lent, self.socket.home.clone()),
+            true => Left::InUse(lent, self.socket.home),
             false => Left::Copied(lent),
         });
     }
@@ -502,8 +503,7 @@ impl Drop for Sender {
     /// What was sent is free; what is on its way still, or waits for the kernel, which may come for it, is not yet.
     fn drop(&mut self) {
         self.complete(drop);
-        let home = self.socket.home.clone();
-        self.socket.leave(Left::InUse(self.lent.take(), home));
+        self.socket.leave(Left::InUse(self.lent.take(), self.socket.home));
     }
 }
 

@@ -50,6 +50,7 @@ impl Worker {
     pub(super) fn stage(&mut self, put: Put) {
         if let (Some(batch), Some(rule)) = (&mut self.batch, self.rules.get_mut(put.id)) {
             rule.staged = Some(Staged::Undisturbed);
+            self.staged += 1;
             batch.push(put);
         }
     }
@@ -68,15 +69,19 @@ impl Worker {
     /// Asks the device for all that waits.
     pub(super) fn end_batch(&mut self, now: Instant) {
         let Some(batch) = self.batch.take().filter(|batch| !batch.is_empty()) else { return };
-        // A staged rule takes no step, so it cannot have gone.
-        let flows = batch.iter().filter_map(|put| Some(put.install(self.rules.get(put.id)?)));
-        let results = self.device.put_all(&flows.collect::<Vec<_>>(), &mut self.tally);
+        // A staged rule takes no step and is not given away, so none has gone.
+        let flows: Vec<_> = batch.iter().filter_map(|put| Some(put.install(self.rules.get(put.id)?))).collect();
+        debug_assert_eq!(flows.len(), batch.len());
+        let results = self.device.put_all(&flows, &mut self.tally);
         for (put, result) in batch.into_iter().zip(results) {
             let id = put.id;
+            self.staged -= 1;
             let staged = self.rules.get_mut(id).and_then(|rule| rule.staged.take());
             if !self.see_put(put, result, now) || staged == Some(Staged::Disturbed) {
                 self.reconcile(id, now);
             }
         }
+        // What was asked for meanwhile, and had to wait.
+        self.give_away();
     }
 }

@@ -58,6 +58,10 @@ impl Worker {
             Message::AgentAdded(mailbox) => self.mailboxes.push(mailbox),
             Message::PortAdded(info, queues) => self.attach(info, queues),
             Message::PortChanged(number) => self.try_anew(number),
+            Message::PortConnected(number) => {
+                self.try_anew(number);
+                self.look_at_port(number);
+            }
             Message::PortRemoved(number) => {
                 if let Some(attached) = self.ports.get_mut(&number) {
                     attached.leaving = true;

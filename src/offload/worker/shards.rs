@@ -46,9 +46,10 @@ impl Worker {
         (0..SHARDS).any(|shard| !self.shards[shard] && self.crew.planned(shard) == self.id)
     }
 
-    /// Gives away what should be others'. Not while a flush counts rules here; the end of the flush calls again.
+    /// Gives away what should be others'. Not while a flush counts rules here, or the device has yet to answer for some; the end of either
+    /// calls again.
     pub(super) fn give_away(&mut self) {
-        if self.flushes.iter().any(|flush| flush.left > 0) {
+        if self.staged > 0 || self.flushes.iter().any(|flush| flush.left > 0) {
             return;
         }
         if self.crew.is_stopping() {

@@ -107,3 +107,33 @@ fn a_batch_is_no_way_around_the_limit_of_operations() {
     world.pass(Duration::from_millis(200));
     assert_eq!(world.offload.snapshot().operations.put.done, 30);
 }
+
+#[test]
+fn a_shard_does_not_go_while_a_rule_of_it_waits_for_its_batch() {
+    let mut world = World::new(|script, config| {
+        config.threads = 2;
+        (script.caps.batch, script.caps.mark_bits) = (64, 16);
+    });
+    world.offload.set_threads(1).unwrap();
+    world.settle();
+    // One more than a turn looks at: the flush of the last ends amid the puts, and then what it held back is given away.
+    let mut cells: Vec<_> = (0..=BATCH as u32).map(|i| world.adopt(i)).collect();
+    world.settle();
+    let last = *world.worker.rules.all_in_device().last().unwrap();
+    let last = world.worker.rules.get(last).unwrap().owners[0].slot().index;
+    let _flush = world.offload.flush();
+    world.offload.set_threads(2).unwrap();
+    cells.extend((1_000..1_020).map(|i| world.adopt(i)));
+    // Another owner of that one, so that it is looked at between them.
+    let owner = world.adopt(last);
+    cells.extend((2_000..2_020).map(|i| world.adopt(i)));
+    world.worker.turn(world.now);
+    assert!(world.worker.flushes.is_empty(), "it has ended in this turn");
+    world.settle();
+    assert!(cells.iter().chain([&owner]).all(|cell| cell.standing() == Standing::Offloaded(Level::Full)));
+    assert_eq!((world.device_actions().len(), world.offload.snapshot().rules), (cells.len(), cells.len()));
+    assert!(world.offload.snapshot().workers.iter().all(|worker| worker.rules > 50), "and the shards have gone");
+    cells.iter().chain([&owner]).for_each(|cell| world.agent.release(world.now, cell));
+    world.settle();
+    assert_eq!((world.device_actions().len(), world.offload.snapshot().rules), (0, 0));
+}

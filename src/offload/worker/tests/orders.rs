@@ -152,3 +152,18 @@ fn without_a_device_there_is_nobody_to_ask_and_nothing_to_flush() {
     assert_eq!(offload.snapshot().workers.len(), 0);
     assert!(matches!(offload.resume(), Err(crate::offload::ResumeError::NoDevice)));
 }
+
+#[test]
+fn rules_that_send_to_a_port_are_put_anew_when_the_device_serves_it_and_its_queues_are_remembered() {
+    let mut world = World::new(|_, config| config.threads = 2);
+    let cell = world.adopt(1);
+    world.settle();
+    world.operations();
+    world.offload.port_connected(PortNo(1));
+    world.offload.port_connected(PortNo(1));
+    world.settle();
+    assert_eq!(world.operations(), ["replace"], "it may have another place in the device");
+    assert_eq!(cell.standing(), Standing::Offloaded(Level::Full));
+    let workers = std::iter::once(&world.worker).chain(&world.others);
+    assert!(workers.flat_map(|worker| worker.ports.values()).all(|attached| attached.queues.len() == 1));
+}
