@@ -177,9 +177,9 @@ impl Worker {
         if self.flushes.iter().all(|flush| flush.left > 0) {
             return;
         }
-        // Rules of shards that are on their way here may be older than the flush, too.
+        // Rules of shards that are on their way here may be older than the flush, too. Whoever has them may wait for some of ours.
         if self.awaits_shards() && self.crew.off().is_none() {
-            return;
+            return self.give_away();
         }
         // Whoever asked may read the counts at once.
         self.publish();

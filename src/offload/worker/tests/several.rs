@@ -308,3 +308,18 @@ fn rules_of_a_worker_that_was_hired_after_a_flush_are_not_taken_for_older_than_i
     assert!(cells.iter().all(|cell| cell.mark().is_some()));
     offload.stop(Instant::now() + Duration::from_secs(60));
 }
+
+#[test]
+fn workers_that_exchange_shards_amid_a_flush_end_both() {
+    let mut world = crew_of(3);
+    world.offload.set_threads(2).unwrap();
+    world.settle();
+    let cells: Vec<_> = (0..300).map(|i| world.adopt(i)).collect();
+    world.settle();
+    let mut flush = world.offload.flush();
+    world.offload.set_threads(3).unwrap();
+    world.settle();
+    assert_eq!(flush.try_recv(), Ok(Some(Flushed { removed: 300, trouble: None })));
+    assert!(rules_of(&world).iter().all(|rules| *rules > 50), "{:?}", rules_of(&world));
+    assert!(cells.iter().all(|cell| cell.standing() == Standing::Offloaded(Level::Full)), "they are wanted again");
+}
