@@ -409,7 +409,7 @@ impl Worker {
 
     /// Takes steps until the device has what the owners want, or cannot have it now.
     fn reconcile(&mut self, id: RuleId, now: Instant) {
-        if self.is_staged(id) {
+        if self.put_off(id) {
             return;
         }
         let mut request = Request::Put;

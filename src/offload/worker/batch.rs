@@ -56,7 +56,7 @@ impl Worker {
     }
 
     /// Whether a rule waits for its batch. Then whoever wanted to look at it is told to wait, and that is noted.
-    pub(super) fn is_staged(&mut self, id: RuleId) -> bool {
+    pub(super) fn put_off(&mut self, id: RuleId) -> bool {
         match self.rules.get_mut(id).map(|rule| &mut rule.staged) {
             Some(Some(staged)) => {
                 *staged = Staged::Disturbed;

@@ -7,7 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::layout::{self, MASKS, PORTS, Words};
+use super::layout::{self, MASKS, Words};
 use super::rewrite::Rewrite;
 use super::shared::Shared;
 use crate::flow::{Mask, Match};
@@ -33,8 +33,6 @@ pub struct Table {
     leaving: Vec<u32>,
     /// A processor may yet use memory of the map that a rule has left.
     unsettled: bool,
-    /// How many rules send to the port of each slot.
-    senders: [u32; PORTS],
 }
 
 /// Lower bits of a handle, which are a place: more than rules can be.
@@ -88,13 +86,13 @@ impl Table {
             slots: (0..=capacity as u32).rev().collect(),
             leaving: Vec::new(),
             unsettled: false,
-            senders: [0; PORTS],
         }
     }
 
     /// Whether rules send to the port of this slot.
     pub fn sends_to(&self, slot: usize) -> bool {
-        self.senders.get(slot).is_some_and(|rules| *rules > 0)
+        // Asked when a port comes, which is rare enough to look at all.
+        self.rules.iter().flatten().any(|rule| rule.out == Some(slot as u32))
     }
 
     pub fn put(&mut self, new: &New<'_>) -> Result<Handle, PutError> {
@@ -194,7 +192,6 @@ impl Table {
         if let Some(tried) = &mut self.masks[rule.mask] {
             tried.rules += 1;
         }
-        self.senders(rule.out).into_iter().for_each(|rules| *rules += 1);
         let place = self.places.pop().unwrap_or_else(|| {
             self.rules.push(None);
             self.rules.len() as u32 - 1
@@ -213,11 +210,6 @@ impl Table {
         let rule = self.rules.get_mut(place(handle))?.take_if(|rule| rule.handle == handle)?;
         self.places.push(place(handle) as u32);
         Some(rule)
-    }
-
-    /// How many rules send to this slot; `None` for a rule that sends nowhere.
-    fn senders(&mut self, out: Option<u32>) -> Option<&mut u32> {
-        self.senders.get_mut(out? as usize)
     }
 
     /// No processor uses what has left the maps.
@@ -318,9 +310,7 @@ impl Table {
         }
         rule.mark = mark;
         let before = std::mem::replace(&mut rule.slot, slot);
-        let sent_to = std::mem::replace(&mut rule.out, out);
-        self.senders(sent_to).into_iter().for_each(|rules| *rules -= 1);
-        self.senders(out).into_iter().for_each(|rules| *rules += 1);
+        rule.out = out;
         // The rule stands as it is wanted; what the old one is still counting is lost at worst.
         let settled = self.settle();
         let counted = self.shared.counted(before);
@@ -376,7 +366,6 @@ impl Table {
     /// What a rule had is free again: no program sees it any more.
     fn forget(&mut self, rule: Rule) {
         self.free_slot(rule.slot);
-        self.senders(rule.out).into_iter().for_each(|rules| *rules -= 1);
         let Some(tried) = &mut self.masks[rule.mask] else { return };
         tried.rules -= 1;
         if tried.rules == 0 {
