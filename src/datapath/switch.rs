@@ -250,7 +250,6 @@ impl Switch {
             self.offload.port_removed(info.number);
             AddPortError::Transmit { name: info.name.clone(), source }
         })?;
-        self.offload.port_connected(info.number);
         let receiver = |(number, (queue, progress))| {
             let queue = match &self.device {
                 Some(device) => device.wrap_rx(&info, queue),
@@ -293,6 +292,7 @@ impl Switch {
                 false => None,
             };
             device.connect(open.port.info(), open.port.mtu(), wire, open.port.hook());
+            self.offload.port_connected(open.port.info().number);
         }
         let info = open.port.info();
         let output = |(tx, counters): (Tx, &Arc<PortCounters>)| {

@@ -318,7 +318,7 @@ impl Offload {
         let Some(path) = &self.path else { return };
         for lanes in path.staff().lanes() {
             let same = |message: &Message| matches!(message, Message::PortChanged(number) if *number == port);
-            lanes.take_back_or_send(same, Message::PortChanged(port));
+            lanes.send_unless(same, Message::PortChanged(port));
         }
     }
 

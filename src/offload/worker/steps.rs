@@ -24,7 +24,7 @@ impl Worker {
             self.refuse(id, Trouble::new(Reason::NoMark, text, wants.decision, now), now);
             return true;
         };
-        if self.rules.in_device() == 0 && self.batch.as_ref().is_none_or(Vec::is_empty) {
+        if self.rules.in_device() == 0 && self.staged == 0 {
             // Nothing is lost by a reset of an empty device, so it is none to start over for.
             self.device.was_reset();
         }

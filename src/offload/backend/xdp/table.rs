@@ -154,7 +154,7 @@ impl Table {
     }
 
     /// A match under the number of its mask, as the program looks for it.
-    fn key(&self, mask: usize, matching: &Match) -> [u8; layout::KEY] {
+    pub(super) fn key(&self, mask: usize, matching: &Match) -> [u8; layout::KEY] {
         let number = self.masks[mask].as_ref().map_or(0, |tried| tried.number);
         layout::bytes(&layout::words(matching.key().words(), number))
     }
@@ -241,7 +241,7 @@ impl Table {
     }
 
     /// The place of this mask, if it is tried.
-    fn tried(&self, mask: &Mask) -> Option<usize> {
+    pub(super) fn tried(&self, mask: &Mask) -> Option<usize> {
         self.masks.iter().position(|tried| tried.as_ref().is_some_and(|tried| tried.mask == *mask))
     }
 

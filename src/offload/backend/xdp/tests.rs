@@ -574,3 +574,34 @@ fn while_a_processor_does_not_leave_the_program_no_memory_that_it_may_use_is_use
     }
     assert_eq!(bench.mark(&compose(second.key(), 0)), Ok(Some(9)));
 }
+
+#[test]
+fn a_batch_goes_on_behind_a_rule_that_the_kernel_did_not_take() {
+    let Some(bench) = Bench::new(Options { rules: 3, full: false }) else { return };
+    let (matches, actions) = ([1, 2, 3, 4].map(contract::megaflow), Actions::drop());
+    bench.put(&matches[0], &actions, 1).unwrap();
+    {
+        // The kernel's map is full, but for what may take the place of the third.
+        let state = bench.device.nic.state();
+        let place = state.table.tried(matches[2].mask()).unwrap();
+        let third = state.table.key(place, &matches[2]);
+        for key in [third, [0xee; layout::KEY], [0xff; layout::KEY]] {
+            bench.device.nic.shared.rules.insert(&key, &[0; layout::RULE]).unwrap();
+        }
+    }
+    let install = |i: usize| Install {
+        matching: &matches[i],
+        actions: &actions,
+        mark: Mark::new(i as u32 + 1).unwrap(),
+        level: Level::Mark,
+        in_port: None,
+    };
+    let mut results = Vec::new();
+    bench.device.channel().put_all(&[install(1), install(2), install(3)], &mut results);
+    assert!(matches!(results[..], [Err(PutError::NoRoom), Ok(_), Err(PutError::NoRoom)]), "{results:?}");
+    assert_eq!(bench.mark(&compose(matches[2].key(), 0)), Ok(Some(3)));
+    for (handle, _) in results.iter().flatten() {
+        bench.delete(*handle);
+    }
+    assert_eq!(bench.device.marks(), Some(vec![Mark::new(1).unwrap()]));
+}
