@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// In `src/xdp/bpf/`, `NAME.bpf.c` each.
-const PROGRAMS: [&str; 2] = ["plain", "offload"];
+const PROGRAMS: [&str; 3] = ["plain", "offload", "send"];
 
 fn main() {
     println!("cargo::rerun-if-changed=src/xdp/bpf");

@@ -25,6 +25,8 @@ pub mod spec;
 pub mod tap;
 pub mod vnet;
 #[cfg(xdp)]
+pub mod outbox;
+#[cfg(xdp)]
 pub mod xsk;
 
 use std::io;

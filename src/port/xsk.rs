@@ -6,10 +6,12 @@
 //! | `xdp-mode=MODE` | `best-effort` (the default), `native-with-zerocopy`, `native` or `generic` |
 //! | `ring=N` | frames that wait in each ring of a queue, a power of two from 64 to 16,384; 1,024 by default |
 //! | `use-need-wakeup=no` | the kernel is called whether it wants to be or not |
+//! | `send=WAY` | `batch`: as packets of the kernel's, many a call ([`Outbox`]); `ring`: through the socket; by default `batch` where the socket would copy |
 //! | `busy-poll=USEC` | the kernel polls the device for so long when it is called, up to 1,000,000; 0, the default: interrupts wake it |
 //! | `force=yes` | displaces the XDP program of somebody else |
 //!
 //! All `xsk` ports share their memory as far as it goes ([`Group`]), so that a frame goes out by another port in the chunk that it came in.
+//! That is, where they go out through the ring, which a driver with zero-copy reads by itself. Where the socket copies, so do we, to less cost.
 //! What comes from elsewhere is copied into a chunk, and a frame longer than a chunk is cut into several and gathered from them, which takes
 //! Linux 6.6 and a driver that knows how.
 //!
@@ -26,6 +28,7 @@ use rustix::io::Errno;
 use rustix::net::netdevice::{index_to_name_inlined, name_to_index};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
+use super::outbox::{self, Outbox};
 use super::{Kind, OpenError, Port, PortInfo, PortSpec, RxQueue, Sent, TxQueue};
 use crate::flow::PortNo;
 use crate::offload::mark::Mark;
@@ -98,6 +101,7 @@ struct XskPort {
     hook: Arc<Hook>,
     setup: Setup,
     zero_copy: bool,
+    way: Way,
     /// A socket of the interface's namespace, to ask about it.
     asking: OwnedFd,
     mtu: Cell<usize>,
@@ -107,6 +111,13 @@ struct XskPort {
     /// No number of queues was asked for.
     serves_all: bool,
     share: Share,
+}
+
+/// How frames leave.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Batch,
+    Ring,
 }
 
 /// Sending sides that no poller has.
@@ -126,6 +137,16 @@ fn mode(spec: &PortSpec) -> Result<(Option<Mode>, Option<bool>), OpenError> {
     })
 }
 
+/// What `send=` says.
+fn way(spec: &PortSpec) -> Result<Option<Way>, OpenError> {
+    match spec.text("send") {
+        None | Some("auto") => Ok(None),
+        Some("batch") => Ok(Some(Way::Batch)),
+        Some("ring") => Ok(Some(Way::Ring)),
+        Some(_) => Err(spec.refused("send", "auto, batch or ring is needed".to_owned())),
+    }
+}
+
 pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError> {
     let queues = spec.number_in("queues", 1..=MOST_QUEUES.into(), 0)? as u32;
     let ring = spec.number_in("ring", 64..=16_384, 1_024)? as u32;
@@ -136,6 +157,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     let need_wakeup = spec.flag("use-need-wakeup", true)?;
     let force = spec.flag("force", false)?;
     let (wanted, zero_copy) = mode(spec)?;
+    let way = way(spec)?;
 
     let asking = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     let asking = asking.map_err(|error| spec.failed("a socket", error))?;
@@ -197,6 +219,9 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         tx_segment: false,
         ring: ring.into(),
     };
+    // Frames of a port leave in one way, or they might overtake each other.
+    let copied_in_one = !is_zero_copy && ETHERNET + mtu <= outbox::LONGEST;
+    let way = way.unwrap_or(if copied_in_one { Way::Batch } else { Way::Ring });
     let (mtu, zero_copy, tx) = (Cell::new(mtu), is_zero_copy, Arc::new(Mutex::new(tx)));
     let was_attached = true;
     Ok(Box::new(XskPort {
@@ -207,6 +232,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         hook,
         setup,
         zero_copy,
+        way,
         asking,
         mtu,
         was_attached,
@@ -278,11 +304,22 @@ impl Port for XskPort {
     }
 
     fn open_tx(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
+        let mut outbox = None;
+        if self.way == Way::Batch {
+            match Outbox::open(self.ifindex) {
+                Ok(opened) => outbox = Some(opened),
+                Err(error) => {
+                    log::warn!(target: "port", "{}: frames leave through the ring: {error}", self.info.name);
+                    self.way = Way::Ring;
+                }
+            }
+        }
         let sender = self.tx.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Ok(sender.map(|sender| {
-            let (umem, home) = (Arc::clone(self.share.group.umem()), Arc::clone(&self.tx));
-            Box::new(XskTx { sender: Some(sender), umem, pieces: self.setup.pieces, home }) as Box<dyn TxQueue>
-        }))
+        if sender.is_none() && outbox.is_none() {
+            return Ok(None);
+        }
+        let (umem, home) = (Arc::clone(self.share.group.umem()), Arc::clone(&self.tx));
+        Ok(Some(Box::new(XskTx { outbox, ring: RingTx { sender, umem, pieces: self.setup.pieces, home } })))
     }
 
     fn open_wire(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
@@ -332,6 +369,7 @@ impl Port for XskPort {
             ("xdp-mode", mode),
             ("use-need-wakeup", yes(self.setup.need_wakeup)),
             ("busy-poll", format!("{} us", self.setup.busy_poll.as_micros())),
+            ("send", if self.way == Way::Batch { "batch" } else { "ring" }.to_owned()),
             ("ring", self.setup.ring.to_string()),
             ("multi-buffer", yes(self.setup.pieces)),
             (
@@ -448,7 +486,13 @@ impl RxQueue for XskRx {
 }
 
 struct XskTx {
-    /// `None` only while it is dropped.
+    /// The way of all frames but those that are too long for it.
+    outbox: Option<Outbox>,
+    ring: RingTx,
+}
+
+struct RingTx {
+    /// `None` where others have all there are, and while it is dropped.
     sender: Option<Sender>,
     umem: Arc<Umem>,
     /// Frames may have several.
@@ -457,7 +501,7 @@ struct XskTx {
     home: Arc<Senders>,
 }
 
-impl Drop for XskTx {
+impl Drop for RingTx {
     fn drop(&mut self) {
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
         home.extend(self.sender.take());
@@ -518,9 +562,33 @@ fn pieces_of(packet: &Packet) -> usize {
 }
 
 impl TxQueue for XskTx {
+    fn transmit(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
+        let Some(outbox) = &mut self.outbox else { return self.ring.transmit(now, pool, packets) };
+        let mut sent = Sent::default();
+        for packet in packets.drain(..) {
+            if !outbox.has_room_for(packet.bytes()) {
+                sent.add(outbox.send());
+            }
+            if outbox.put(packet.bytes()) {
+                pool.give(packet);
+            } else {
+                sent.add(outbox.send());
+                sent.add(self.ring.transmit(now, pool, &mut vec![packet]));
+            }
+        }
+        sent.add(outbox.send());
+        sent
+    }
+}
+
+impl TxQueue for RingTx {
     fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
         let mut sent = Sent::default();
-        let Some(sender) = &mut self.sender else { return sent };
+        let Some(sender) = &mut self.sender else {
+            sent.failed = packets.len() as u64;
+            pool.give_all(packets);
+            return sent;
+        };
         sender.complete(|frame| pool.give_frame(frame));
         let mut placed = 0;
         for packet in packets.drain(..) {

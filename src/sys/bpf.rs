@@ -8,6 +8,7 @@
 use std::ffi::c_void;
 use std::io;
 use std::mem::size_of;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -254,6 +255,18 @@ impl Memory {
         // SAFETY: as in `u64`.
         unsafe { self.place.add(at).cast::<AtomicU32>().as_ref() }
     }
+
+    /// Writes `bytes` from the byte `at` on.
+    ///
+    /// # Panics
+    /// If they do not end inside.
+    #[inline]
+    pub fn write(&mut self, at: usize, bytes: &[u8]) {
+        assert!(at <= self.len && bytes.len() <= self.len - at, "inside the map");
+        // SAFETY: inside the mapping, of which this is the only reference, so that `bytes` is elsewhere, and no atomic is borrowed here. A program
+        // that reads it meanwhile sees bytes of before or after.
+        unsafe { self.place.as_ptr().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
 }
 
 impl Drop for Memory {
@@ -265,7 +278,7 @@ impl Drop for Memory {
 
 // SAFETY: the mapping is not bound to a thread.
 unsafe impl Send for Memory {}
-// SAFETY: shared, it is only touched as atomics.
+// SAFETY: shared, it is only touched as atomics; `write` has it alone.
 unsafe impl Sync for Memory {}
 
 /// A program's hold on an interface; closing it detaches the program.
@@ -408,6 +421,27 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<TestRun> {
     // The kernel gives the metadata first, and says by the context where the frame begins.
     let begin = ((after.data - after.data_meta.min(after.data)) as usize).min(whole);
     Ok(TestRun { action: request.retval, metadata: out[..begin].to_vec(), frame: out[begin..whole].to_vec() })
+}
+
+/// Runs a TC program (`BPF_PROG_TYPE_SCHED_CLS`) once, on a packet that has at first the bytes `within` of `memory`, 14 to 2,048 of them. It
+/// goes nowhere by itself.
+///
+/// # Errors
+/// No memory, no such program, or not so many bytes.
+///
+/// # Panics
+/// If the bytes are not inside.
+pub fn run_on(program: BorrowedFd<'_>, memory: &Memory, within: Range<usize>) -> io::Result<()> {
+    assert!(within.start <= within.end && within.end <= memory.len, "inside the map");
+    let mut request = TestRunRequest {
+        program: program.as_raw_fd(),
+        data_size_in: within.len() as u32,
+        data_in: memory.place.as_ptr() as u64 + within.start as u64,
+        repeat: 1,
+        ..Default::default()
+    };
+    // SAFETY: the place is inside the mapping for as long as the request says, and the kernel only reads it.
+    unsafe { bpf(Command::ProgTestRun, &mut request).map(drop) }
 }
 
 /// Lets an XDP program see `frame` so many `times`, as real frames that go where it sends them: a load generator in the kernel.

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //!   bpf/plain.bpf.c     every frame to its queue's socket                  one load for each hook
+//!   bpf/send.bpf.c      a batch of frames out of memory to an interface    one load for each transmit queue; attached nowhere
 //!   bpf/offload.bpf.c   parse.h ─► tables.h ─► edit.h: marks, forwards     one load for the device, shared by all interfaces
 //! ```
 //!
@@ -18,3 +19,4 @@ pub mod netlink;
 pub mod object;
 
 pub use hook::{AttachError, Hook, Mode};
+pub use object::{LoadError, Object};

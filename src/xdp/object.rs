@@ -4,13 +4,14 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{Map as AyaMap, MapData};
-use aya::programs::{ProgramError, Xdp};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
 
 use crate::sys::bpf::Map;
 
 static PLAIN: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/plain.bpf.o"));
 static OFFLOAD: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/offload.bpf.o"));
+static SEND: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/send.bpf.o"));
 
 /// An object file in the kernel: its maps, and one of its programs. They go when this is dropped and nobody else uses them.
 pub struct Object {
@@ -47,6 +48,11 @@ impl Object {
         Object::load(&mut loader, OFFLOAD, "offload", "5.18")
     }
 
+    /// The program that sends a batch of frames from memory.
+    pub fn send() -> Result<Object, LoadError> {
+        Object::load(&mut EbpfLoader::new(), SEND, "send", "5.9")
+    }
+
     fn load(
         loader: &mut EbpfLoader<'_>,
         bytes: &[u8],
@@ -55,13 +61,13 @@ impl Object {
     ) -> Result<Object, LoadError> {
         // The log of a long program takes the kernel longer to write than the program takes to be checked.
         let mut object = Object::open(loader.verifier_log_level(VerifierLogLevel::STATS), bytes, program)?;
-        match object.program_mut().and_then(Xdp::load) {
+        match object.verify() {
             Ok(()) => Ok(object),
             Err(ProgramError::LoadError { io_error, .. }) if is_forbidden(&io_error) => Err(LoadError::Permission),
             Err(ProgramError::LoadError { io_error, .. }) => {
                 // Once more, to hear why.
                 let mut again = Object::open(loader.verifier_log_level(VerifierLogLevel::VERBOSE), bytes, program)?;
-                let why = match again.program_mut().and_then(Xdp::load) {
+                let why = match again.verify() {
                     Err(ProgramError::LoadError { verifier_log, .. }) => reason(&verifier_log.to_string()),
                     _ => String::new(),
                 };
@@ -81,8 +87,12 @@ impl Object {
         Ok(Object { ebpf, program })
     }
 
-    fn program_mut(&mut self) -> Result<&mut Xdp, ProgramError> {
-        self.ebpf.program_mut(self.program).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+    fn verify(&mut self) -> Result<(), ProgramError> {
+        match self.ebpf.program_mut(self.program) {
+            Some(Program::Xdp(program)) => program.load(),
+            Some(Program::SchedClassifier(program)) => program.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        }
     }
 
     /// The program.

@@ -1,0 +1,134 @@
+//! [`Outbox`]: a way out through the kernel's own packets, a batch of frames a system call.
+//!
+//! ```text
+//!   frames ─► memory of a map ─► program (src/xdp/bpf/send.bpf.c) ─► the interface's queueing discipline ─► driver
+//!             put                send: one call
+//! ```
+//!
+//! Where a socket copies its frames anyway, this is less work: an AF_XDP socket in copy mode hands the driver one packet after the other, and
+//! what receives them in the same machine (a veth's other end, a bridge) runs after each. Here it runs once a batch. The program is run by
+//! `BPF_PROG_RUN` (`Documentation/bpf/bpf_prog_run.rst` of the kernel) on a packet that it fills with each frame in turn, and of which
+//! `bpf_clone_redirect` (bpf-helpers(7)) sends a copy.
+//!
+//! # Thread-safety
+//! One owner, as of any transmit queue.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::Sent;
+use crate::sys::bpf::{Memory, run_on};
+use crate::xdp::{LoadError, Object};
+
+/// The longest frame, in bytes.
+pub const LONGEST: usize = (1 << 14) - 1;
+
+/// The shortest: an Ethernet header.
+const SHORTEST: usize = 14;
+
+/// Frames a call, and bytes for all of them.
+const FRAMES: usize = 32;
+const ROOM: usize = 1 << 16;
+
+/// How much of a packet the kernel is told at first.
+const FIRST: usize = 2_048;
+
+/// Where the members of `struct outbox` stand.
+mod at {
+    pub const INTERFACE: usize = 0;
+    pub const COUNT: usize = 4;
+    pub const SENT: usize = 8;
+    pub const FAILED: usize = 12;
+    pub const SENT_BYTES: usize = 16;
+    pub const FRAMES: usize = 32;
+    pub const BYTES: usize = FRAMES + 8 * super::FRAMES;
+}
+
+/// Frames that wait to be sent together, of one Ethernet type.
+pub struct Outbox {
+    program: OwnedFd,
+    memory: Memory,
+    count: usize,
+    /// Bytes of the room that are taken.
+    filled: usize,
+    /// Of the first frame: its length, and the type by which the kernel knows all that are sent with it.
+    len: usize,
+    kind: [u8; 2],
+}
+
+impl Outbox {
+    /// An empty one, for the interface of this index.
+    ///
+    /// # Errors
+    /// The kernel or a privilege does not allow it.
+    pub fn open(interface: u32) -> Result<Outbox, LoadError> {
+        let other = |error: io::Error| LoadError::Other(error.to_string());
+        let object = Object::send()?;
+        let map = object.map("outboxes").map_err(other)?;
+        if map.value_len() != at::BYTES + ROOM + LONGEST + 1 {
+            return Err(LoadError::Other("its memory is laid out otherwise".to_owned()));
+        }
+        let memory = map.memory().map_err(other)?;
+        memory.u32(at::INTERFACE).store(interface, Relaxed);
+        let program = object.program().and_then(|program| program.try_clone_to_owned()).map_err(other)?;
+        Ok(Outbox { program, memory, count: 0, filled: 0, len: 0, kind: [0; 2] })
+    }
+
+    /// Whether `frame` can be laid beside what waits. If not, it can be once that was sent.
+    #[inline]
+    pub fn has_room_for(&self, frame: &[u8]) -> bool {
+        self.count == 0 || self.count < FRAMES && self.filled < ROOM && self.kind == kind(frame)
+    }
+
+    /// Lays a frame beside those that wait. `false`: it is too short or too long to be sent.
+    ///
+    /// # Panics
+    /// Where there was no room.
+    #[inline]
+    pub fn put(&mut self, frame: &[u8]) -> bool {
+        if !(SHORTEST..=LONGEST).contains(&frame.len()) {
+            return false;
+        }
+        if self.count == 0 {
+            (self.len, self.kind) = (frame.len(), kind(frame));
+        }
+        assert!(self.count < FRAMES && self.filled < ROOM, "room for a frame");
+        let (place, entry) = (self.filled, at::FRAMES + 8 * self.count);
+        self.memory.u32(entry).store(place as u32, Relaxed);
+        self.memory.u32(entry + 4).store(frame.len() as u32, Relaxed);
+        self.memory.write(at::BYTES + place, frame);
+        self.filled = (place + frame.len()).next_multiple_of(8);
+        self.count += 1;
+        true
+    }
+
+    /// Sends what waits.
+    #[inline]
+    pub fn send(&mut self) -> Sent {
+        let count = std::mem::take(&mut self.count) as u64;
+        self.filled = 0;
+        if count == 0 {
+            return Sent::default();
+        }
+        self.memory.u32(at::COUNT).store(count as u32, Relaxed);
+        self.memory.u32(at::SENT).store(0, Relaxed);
+        self.memory.u32(at::FAILED).store(0, Relaxed);
+        self.memory.u64(at::SENT_BYTES).store(0, Relaxed);
+        let first = at::BYTES..at::BYTES + self.len.min(FIRST);
+        // Refused for want of memory, it has counted nothing, and that is what is told.
+        let _ = run_on(self.program.as_fd(), &self.memory, first);
+        let packets = self.memory.u32(at::SENT).load(Relaxed).into();
+        let (failed, bytes) = (self.memory.u32(at::FAILED).load(Relaxed).into(), self.memory.u64(at::SENT_BYTES).load(Relaxed));
+        Sent { packets, bytes, failed, full: count.saturating_sub(packets + failed) }
+    }
+}
+
+/// The Ethernet type; what is below 1,536 is a length (IEEE 802.3 §3.2.6) and says nothing.
+#[inline]
+fn kind(frame: &[u8]) -> [u8; 2] {
+    match frame.get(12..14) {
+        Some(&[high, low]) if high >= 6 => [high, low],
+        _ => [0, 0],
+    }
+}
