@@ -7,6 +7,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::LinkNameSpaceType;
 
+/// Does something in the namespace of this name, on a thread of its own.
+pub fn enter<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            let file = File::open(format!("/run/netns/{name}")).unwrap();
+            rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        });
+        inside.join().unwrap()
+    })
+}
+
 /// A network namespace, removed with all that is in it when dropped.
 pub struct Namespace {
     pub name: String,
@@ -41,14 +53,7 @@ impl Namespace {
 
     /// Does something in it, on a thread of its own.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                let file = File::open(format!("/run/netns/{}", self.name)).unwrap();
-                rustix::thread::move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                work()
-            });
-            inside.join().unwrap()
-        })
+        enter(&self.name, work)
     }
 
     /// A veth pair, both ends here and up.

@@ -13,7 +13,7 @@ use offloadd::port::{self, OpenError, Port, RxQueue, Sent, TxQueue};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::CapabilitySet;
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, enter};
 
 /// How long anything may take before the test fails.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -32,12 +32,14 @@ impl Namespace {
         assert_eq!(rx.len(), port.info().rx_queues);
         // A queue is a socket of its own, of the namespace that it is opened in.
         let tx = self.enter(|| port.open_tx().unwrap().unwrap());
-        Open { port, rx, tx, pool: Pool::new() }
+        Open { place: self.name.clone(), port, rx, tx, pool: Pool::new() }
     }
 }
 
 /// A port with its queues.
 pub struct Open {
+    /// The namespace that it sends in.
+    pub place: String,
     pub port: Box<dyn Port>,
     pub rx: Vec<Box<dyn RxQueue>>,
     pub tx: Box<dyn TxQueue>,
@@ -47,7 +49,9 @@ pub struct Open {
 impl Open {
     pub fn send(&mut self, frames: &[Vec<u8>]) -> Sent {
         let mut packets = frames.iter().map(|frame| Packet::from_bytes(frame)).collect();
-        let sent = self.tx.transmit(Instant::now(), &mut self.pool, &mut packets);
+        let (tx, pool) = (&mut self.tx, &mut self.pool);
+        // Where its pollers would do it.
+        let sent = enter(&self.place, || tx.transmit(Instant::now(), pool, &mut packets));
         assert!(packets.is_empty());
         sent
     }

@@ -11,6 +11,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use offloadd::packet::Packet;
+use offloadd::port::Sent;
 use rustix::process::Signal;
 
 use crate::capture;
@@ -19,8 +20,8 @@ use crate::namespaces::{LIMIT, Switch, has, host, iperf3, number, pings_pass, pl
 use crate::netns::Namespace;
 use crate::ports_netns::{Open, bytes, frame};
 
-/// Drivers and the kernel's own place for programs.
-const MODES: [&str; 2] = ["native", "generic"];
+/// Drivers and the kernel's own place for programs, and with each of them one of the ways out.
+const MODES: [&str; 2] = ["native,send=batch", "generic,send=ring"];
 
 /// What flows are offloaded to.
 const DEVICES: [&str; 3] = ["none", "xdp", "xdp,level=full"];
@@ -80,7 +81,10 @@ fn ping_tcp_and_udp_pass_in_every_mode_and_at_every_level() {
         for &device in devices() {
             let Some((switch, hosts)) = switched(2, mode, device) else { return };
             let [a, b] = &hosts[..] else { unreachable!() };
-            assert!(switch.ask("dpctl/show").contains(&format!("xdp-mode={mode}")));
+            let shown = switch.ask("dpctl/show");
+            for option in format!("xdp-mode={mode}").split(',') {
+                assert!(shown.contains(option), "{shown}");
+            }
             if !(has("ping") && has("iperf3")) {
                 return;
             }
@@ -333,7 +337,8 @@ fn a_capture_leaves_byte_for_byte_as_the_rules_say_in_every_mode_and_at_every_le
             others.ip(&format!("link set q{i} mtu 1508 up"));
         }
         // With a program at the other ends, redirected frames are taken there, and come as they were sent.
-        let mut ends: Vec<Open> = linear::PORTS.iter().map(|i| others.open(&format!("q{i},type=xsk"))).collect();
+        let mut ends: Vec<Open> =
+            linear::PORTS.iter().map(|i| others.open(&format!("q{i},type=xsk,send=ring"))).collect();
         let arguments = ["--offload", device, "--rules", rules_file.path().to_str().unwrap()];
         let switch = Switch::start_with(place, &arguments, &ports.iter().map(String::as_str).collect::<Vec<_>>());
 
@@ -379,7 +384,7 @@ fn frames_pass_between_xsk_ports_byte_for_byte_and_their_memory_is_used_again() 
     let Some(world) = Namespace::new() else { return };
     world.veth("va", "vb");
     for round in 0..20 {
-        let (mut a, mut b) = (world.open("va,type=xsk,ring=64"), world.open("vb,type=xsk,ring=64"));
+        let (mut a, mut b) = (world.open("va,type=xsk,ring=64,send=ring"), world.open("vb,type=xsk,ring=64"));
         for _ in 0..10 {
             let frames: Vec<Vec<u8>> = (0..50).map(|i| frame(60 + i * 29, &[])).collect();
             assert_eq!(a.send(&frames).packets, 50, "round {round}");
@@ -395,7 +400,7 @@ fn frames_pass_between_xsk_ports_byte_for_byte_and_their_memory_is_used_again() 
 
 #[test]
 fn memory_of_frames_that_never_left_comes_back_with_the_queue_or_when_the_interface_goes() {
-    let Some((switch, hosts)) = switched(2, "native", "none") else { return };
+    let Some((switch, hosts)) = switched(2, "native,send=ring", "none") else { return };
     let free = || number(&switch.ask("dpctl/show"), "KiB,");
     let mut sender = hosts[0].open("eth0,type=packet");
     let frames: Vec<Vec<u8>> = (0..1_000).map(|_| frame(60, &[])).collect();
@@ -415,7 +420,7 @@ fn memory_of_frames_that_never_left_comes_back_with_the_queue_or_when_the_interf
             switch.ask("dpctl/del-if p2");
             switch.place.ip("link set p2 up");
         }
-        switch.ask("dpctl/add-if p2,type=xsk,port_no=2,xdp-mode=native");
+        switch.ask("dpctl/add-if p2,type=xsk,port_no=2,xdp-mode=native,send=ring");
         // But for what the poller keeps for the next frames.
         until("their memory is back", || free() + 1_500 > before);
     }
@@ -426,10 +431,13 @@ fn memory_of_frames_that_never_left_comes_back_with_the_queue_or_when_the_interf
 fn a_frame_too_long_is_refused_alone_and_a_missing_place_is_counted() {
     let Some(world) = Namespace::new() else { return };
     world.veth("va", "vb");
-    let (mut a, mut b) = (world.open("va,type=xsk,ring=64"), world.open("vb,type=xsk,ring=64"));
-    let sent = a.send(&[frame(60, &[]), frame(70_000, &[]), frame(61, &[])]);
-    assert_eq!((sent.packets, sent.failed), (2, 1));
-    assert_eq!(bytes(&b.receive(2)), [frame(60, &[]), frame(61, &[])]);
+    let (mut a, mut b) = (world.open("va,type=xsk,ring=64,send=ring"), world.open("vb,type=xsk,ring=64"));
+    for _ in 0..2 {
+        let sent = a.send(&[frame(60, &[]), frame(70_000, &[]), frame(61, &[])]);
+        assert_eq!((sent.packets, sent.failed), (2, 1));
+        assert_eq!(bytes(&b.receive(2)), [frame(60, &[]), frame(61, &[])]);
+        std::mem::swap(&mut a, &mut b);
+    }
     let frames: Vec<Vec<u8>> = (0..50).map(|i| frame(60 + i, &[])).collect();
     for _ in 0..3 {
         assert_eq!(a.send(&frames).packets, 50);
@@ -576,4 +584,92 @@ fn a_full_map_refuses_with_a_reason_and_packets_pass_all_the_same() {
         switch.ask("dpif/offload-show").contains("no room in the device")
     });
     assert_eq!(switch.number("dpif/offload-show", "rules in use:"), 2);
+}
+
+#[test]
+fn frames_of_any_type_and_length_leave_as_they_are_and_in_order_either_way() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    // Ethernet types, of which some say what does not follow, and lengths in their place.
+    let types: [[u8; 2]; 8] = [[8, 0], [0x86, 0xdd], [0x81, 0], [8, 6], [0x88, 0xb5], [0, 40], [0, 0], [6, 0]];
+    let lengths = (14..70).chain([1_513, 1_514]);
+    let frames = lengths.flat_map(|len| {
+        types.map(|kind| {
+            let mut frame: Vec<u8> = (0..len).map(|i| (0x47 + i) as u8).collect();
+            frame[..6].copy_from_slice(&[2, 0, 0, 0, 0, 9]);
+            frame[12..14].copy_from_slice(&kind);
+            frame
+        })
+    });
+    // All of a type one after the other, and no two.
+    let mixed: Vec<Vec<u8>> = frames.collect();
+    let sorted: Vec<Vec<u8>> =
+        types.iter().flat_map(|kind| mixed.iter().filter(|frame| frame[12..14] == *kind)).cloned().collect();
+    for way in ["batch", "ring"] {
+        let (mut a, mut b) = (world.open(&format!("va,type=xsk,send={way}")), world.open("vb,type=xsk"));
+        assert!(a.port.details().contains(&("send", way.to_owned())));
+        for frames in [&mixed, &sorted] {
+            for some in frames.chunks(50) {
+                let bytes = some.iter().map(|frame| frame.len() as u64).sum();
+                assert_eq!(a.send(some), Sent { packets: some.len() as u64, bytes, ..Sent::default() }, "{way}");
+                let mut came = BTreeMap::new();
+                until("they have come", || {
+                    drain(&mut b, came.entry(0).or_default());
+                    came[&0].len() >= some.len()
+                });
+                assert_eq!(came[&0], some, "{way}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_becomes_of_frames_sent_in_a_batch_is_counted() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    let frames: Vec<Vec<u8>> = (0..40).map(|_| frame(60, &[])).collect();
+    let (mut a, _b) = (world.open("va,type=xsk"), world.open("vb,type=xsk"));
+    let sent = |packets, failed| Sent { packets, bytes: packets * 60, failed, full: 0 };
+    assert_eq!(a.send(&frames), sent(40, 0));
+    world.ip("link set va down");
+    assert_eq!(a.send(&frames), Sent { full: 40, ..Sent::default() });
+    world.ip("link set va up");
+    assert_eq!(a.send(&frames), sent(40, 0));
+    // Longer than the other end takes.
+    assert_eq!(a.send(&[frame(2_000, &[]), frame(60, &[])]), Sent { full: 1, ..sent(1, 0) });
+    world.ip("link del va");
+    assert_eq!(a.send(&frames), sent(0, 40));
+}
+
+#[test]
+fn a_batch_goes_nowhere_from_another_namespace_than_its_own() {
+    let (Some(world), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
+    world.veth("va", "vb");
+    other.veth("va", "vb");
+    let mut a = world.open("va,type=xsk");
+    a.place = other.name.clone();
+    assert_eq!(a.send(&[frame(60, &[])]), Sent { failed: 1, ..Sent::default() });
+    let received = other.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
+    assert_eq!(number(&received, "vb:"), 0, "{received}");
+}
+
+#[test]
+fn a_program_in_generic_mode_at_the_other_end_sees_every_frame() {
+    let (Some(world), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
+    world.ip(&format!("link add va up type veth peer name vb netns {}", other.name));
+    other.ip("link set vb up");
+    let mut a = world.open("va,type=xsk");
+    let looked = |a: &mut Open, way: &str| {
+        assert!(world.enter(|| a.port.look_after()));
+        assert!(a.port.details().contains(&("send", way.to_owned())), "not by {way}");
+    };
+    let frames: Vec<Vec<u8>> = (0..40).map(|i| frame(60 + i, &[])).collect();
+    for (mode, way) in [("generic", "ring"), ("native", "batch"), ("generic", "ring")] {
+        let mut b = other.open(&format!("vb,type=xsk,xdp-mode={mode}"));
+        looked(&mut a, way);
+        assert_eq!(a.send(&frames).packets, 40);
+        assert_eq!(bytes(&b.receive(40)), frames);
+        drop(b);
+        looked(&mut a, "batch");
+    }
 }

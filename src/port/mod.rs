@@ -17,6 +17,8 @@
 pub mod capture;
 pub mod generator;
 pub mod handoff;
+#[cfg(xdp)]
+pub mod outbox;
 pub mod pace;
 pub mod packet_socket;
 pub mod pcap;
@@ -24,8 +26,6 @@ pub mod sim;
 pub mod spec;
 pub mod tap;
 pub mod vnet;
-#[cfg(xdp)]
-pub mod outbox;
 #[cfg(xdp)]
 pub mod xsk;
 

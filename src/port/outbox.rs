@@ -14,7 +14,9 @@
 //! One owner, as of any transmit queue.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::Sent;
@@ -31,8 +33,8 @@ const SHORTEST: usize = 14;
 const FRAMES: usize = 32;
 const ROOM: usize = 1 << 16;
 
-/// How much of a packet the kernel is told at first.
-const FIRST: usize = 2_048;
+/// How much of a packet the kernel is told at first: of one said to be IP, no less than its header, whatever the frame is.
+const FIRST: Range<usize> = 64..2_048;
 
 /// Where the members of `struct outbox` stand.
 mod at {
@@ -55,10 +57,14 @@ pub struct Outbox {
     /// Of the first frame: its length, and the type by which the kernel knows all that are sent with it.
     len: usize,
     kind: [u8; 2],
+    /// The network namespace of the interface, until it is known to be the sender's.
+    home: Option<u64>,
+    /// It is not.
+    astray: bool,
 }
 
 impl Outbox {
-    /// An empty one, for the interface of this index.
+    /// An empty one, for the interface of this index in the calling thread's network namespace.
     ///
     /// # Errors
     /// The kernel or a privilege does not allow it.
@@ -72,7 +78,8 @@ impl Outbox {
         let memory = map.memory().map_err(other)?;
         memory.u32(at::INTERFACE).store(interface, Relaxed);
         let program = object.program().and_then(|program| program.try_clone_to_owned()).map_err(other)?;
-        Ok(Outbox { program, memory, count: 0, filled: 0, len: 0, kind: [0; 2] })
+        let (kind, home) = ([0; 2], Some(network_namespace()));
+        Ok(Outbox { program, memory, count: 0, filled: 0, len: 0, kind, home, astray: false })
     }
 
     /// Whether `frame` can be laid beside what waits. If not, it can be once that was sent.
@@ -103,7 +110,8 @@ impl Outbox {
         true
     }
 
-    /// Sends what waits.
+    /// Sends what waits. From another network namespace than it was opened in all of it fails; the first call looks, and the thread stays
+    /// where it was.
     #[inline]
     pub fn send(&mut self) -> Sent {
         let count = std::mem::take(&mut self.count) as u64;
@@ -111,17 +119,33 @@ impl Outbox {
         if count == 0 {
             return Sent::default();
         }
+        if let Some(home) = self.home.take() {
+            self.astray = home != network_namespace();
+        }
+        if self.astray {
+            return Sent { failed: count, ..Sent::default() };
+        }
         self.memory.u32(at::COUNT).store(count as u32, Relaxed);
         self.memory.u32(at::SENT).store(0, Relaxed);
         self.memory.u32(at::FAILED).store(0, Relaxed);
         self.memory.u64(at::SENT_BYTES).store(0, Relaxed);
-        let first = at::BYTES..at::BYTES + self.len.min(FIRST);
-        // Refused for want of memory, it has counted nothing, and that is what is told.
-        let _ = run_on(self.program.as_fd(), &self.memory, first);
+        let first = at::BYTES..at::BYTES + self.len.clamp(FIRST.start, FIRST.end);
+        let refused = run_on(self.program.as_fd(), &self.memory, first).err();
         let packets = self.memory.u32(at::SENT).load(Relaxed).into();
-        let (failed, bytes) = (self.memory.u32(at::FAILED).load(Relaxed).into(), self.memory.u64(at::SENT_BYTES).load(Relaxed));
-        Sent { packets, bytes, failed, full: count.saturating_sub(packets + failed) }
+        let (failed, bytes) =
+            (self.memory.u32(at::FAILED).load(Relaxed).into(), self.memory.u64(at::SENT_BYTES).load(Relaxed));
+        let left = count.saturating_sub(packets + failed);
+        match refused.is_none_or(|error| error.kind() == io::ErrorKind::OutOfMemory) {
+            true => Sent { packets, bytes, failed, full: left },
+            false => Sent { packets, bytes, failed: failed + left, full: 0 },
+        }
     }
+}
+
+/// The number of the calling thread's network namespace, which the kernel looks in for an interface of an index; 0: nobody says.
+#[cold]
+fn network_namespace() -> u64 {
+    std::fs::metadata("/proc/thread-self/ns/net").map_or(0, |namespace| namespace.ino())
 }
 
 /// The Ethernet type; what is below 1,536 is a length (IEEE 802.3 §3.2.6) and says nothing.

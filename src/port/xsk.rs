@@ -6,21 +6,26 @@
 //! | `xdp-mode=MODE` | `best-effort` (the default), `native-with-zerocopy`, `native` or `generic` |
 //! | `ring=N` | frames that wait in each ring of a queue, a power of two from 64 to 16,384; 1,024 by default |
 //! | `use-need-wakeup=no` | the kernel is called whether it wants to be or not |
-//! | `send=WAY` | `batch`: as packets of the kernel's, many a call ([`Outbox`]); `ring`: through the socket; by default `batch` where the socket would copy |
+//! | `send=WAY` | `ring`: through the socket; `batch`: as packets of the kernel's, many a call ([`Outbox`]); `auto`, the default: below |
 //! | `busy-poll=USEC` | the kernel polls the device for so long when it is called, up to 1,000,000; 0, the default: interrupts wake it |
 //! | `force=yes` | displaces the XDP program of somebody else |
 //!
 //! All `xsk` ports share their memory as far as it goes ([`Group`]), so that a frame goes out by another port in the chunk that it came in.
-//! That is, where they go out through the ring, which a driver with zero-copy reads by itself. Where the socket copies, so do we, to less cost.
 //! What comes from elsewhere is copied into a chunk, and a frame longer than a chunk is cut into several and gathered from them, which takes
 //! Linux 6.6 and a driver that knows how.
 //!
 //! The other end must finish its checksums and segments itself, as on a wire: no word of what a kernel left undone comes with a frame. For veth that is
 //! `ethtool -K PEER tx off gso off tso off`.
 
+//!
+//! With `send=auto`, frames leave in batches by a veth whose socket copies anyway. Such frames are *redirected* to the kernel, which shows them to no
+//! XDP program in generic mode at the other end (`netif_receive_generic_xdp` in its net/core/dev.c). So while there is one they leave through the ring;
+//! we look about once a second. Programs in the driver, which is what a veth is given unless somebody insists, see all frames.
+
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,7 +41,7 @@ use crate::packet::{BATCH, MAX_FRAME, Packet, Pool};
 use crate::sys::netdev;
 use crate::sys::umem::{CHUNK, Frame, Umem};
 use crate::sys::xsk::{FRAME_AT, Group, METADATA, PIECE, Received, Receiver, Refused, Sender, Setup};
-use crate::xdp::{AttachError, Hook, Mode};
+use crate::xdp::{AttachError, Hook, Mode, netlink};
 
 /// Chunks of one memory: 64 MiB.
 const CHUNKS: u32 = 16_384;
@@ -101,7 +106,10 @@ struct XskPort {
     hook: Arc<Hook>,
     setup: Setup,
     zero_copy: bool,
-    way: Way,
+    /// How frames leave, `None`: as is best.
+    way: Option<Way>,
+    /// They leave in batches now.
+    batches: Arc<AtomicBool>,
     /// A socket of the interface's namespace, to ask about it.
     asking: OwnedFd,
     mtu: Cell<usize>,
@@ -219,12 +227,9 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         tx_segment: false,
         ring: ring.into(),
     };
-    // Frames of a port leave in one way, or they might overtake each other.
-    let copied_in_one = !is_zero_copy && ETHERNET + mtu <= outbox::LONGEST;
-    let way = way.unwrap_or(if copied_in_one { Way::Batch } else { Way::Ring });
     let (mtu, zero_copy, tx) = (Cell::new(mtu), is_zero_copy, Arc::new(Mutex::new(tx)));
     let was_attached = true;
-    Ok(Box::new(XskPort {
+    let port = XskPort {
         info,
         ifindex,
         rx,
@@ -233,13 +238,16 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         setup,
         zero_copy,
         way,
+        batches: Arc::default(),
         asking,
         mtu,
         was_attached,
         there,
         serves_all,
         share,
-    }))
+    };
+    port.choose_way();
+    Ok(Box::new(port))
 }
 
 /// Opens one queue's socket; without frames in several pieces where the kernel or the driver knows none and none are `needed`.
@@ -285,6 +293,16 @@ impl XskPort {
     fn name(&self) -> Option<String> {
         index_to_name_inlined(&self.asking, self.ifindex).ok().map(|name| name.as_str().to_owned())
     }
+
+    /// Finds out how frames should leave from now on.
+    fn choose_way(&self) {
+        let copied_in_one = || !self.zero_copy && ETHERNET + self.mtu.get() <= outbox::LONGEST;
+        let batches = match self.way {
+            Some(way) => way == Way::Batch,
+            None => copied_in_one() && netlink::peer_is_generic(self.ifindex).is_ok_and(|is| is == Some(false)),
+        };
+        self.batches.store(batches, Ordering::Relaxed);
+    }
 }
 
 impl Port for XskPort {
@@ -304,22 +322,20 @@ impl Port for XskPort {
     }
 
     fn open_tx(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
-        let mut outbox = None;
-        if self.way == Way::Batch {
+        let Some(sender) = self.tx.lock().unwrap_or_else(PoisonError::into_inner).pop() else { return Ok(None) };
+        let (umem, home) = (Arc::clone(self.share.group.umem()), Arc::clone(&self.tx));
+        let ring = RingTx { sender: Some(sender), umem, pieces: self.setup.pieces, home };
+        if self.way != Some(Way::Ring) && !self.zero_copy {
             match Outbox::open(self.ifindex) {
-                Ok(opened) => outbox = Some(opened),
+                Ok(outbox) => return Ok(Some(Box::new(BatchTx { outbox, batches: Arc::clone(&self.batches), ring }))),
                 Err(error) => {
                     log::warn!(target: "port", "{}: frames leave through the ring: {error}", self.info.name);
-                    self.way = Way::Ring;
+                    self.way = Some(Way::Ring);
+                    self.choose_way();
                 }
             }
         }
-        let sender = self.tx.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        if sender.is_none() && outbox.is_none() {
-            return Ok(None);
-        }
-        let (umem, home) = (Arc::clone(self.share.group.umem()), Arc::clone(&self.tx));
-        Ok(Some(Box::new(XskTx { outbox, ring: RingTx { sender, umem, pieces: self.setup.pieces, home } })))
+        Ok(Some(Box::new(ring)))
     }
 
     fn open_wire(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
@@ -332,6 +348,7 @@ impl Port for XskPort {
     }
 
     fn look_after(&mut self) -> bool {
+        self.choose_way();
         let there = self.name().and_then(|name| netdev::rx_queues(&self.asking, &name).ok());
         if let Some(there) = there.filter(|there| *there != self.there) {
             self.there = there;
@@ -369,7 +386,7 @@ impl Port for XskPort {
             ("xdp-mode", mode),
             ("use-need-wakeup", yes(self.setup.need_wakeup)),
             ("busy-poll", format!("{} us", self.setup.busy_poll.as_micros())),
-            ("send", if self.way == Way::Batch { "batch" } else { "ring" }.to_owned()),
+            ("send", if self.batches.load(Ordering::Relaxed) { "batch" } else { "ring" }.to_owned()),
             ("ring", self.setup.ring.to_string()),
             ("multi-buffer", yes(self.setup.pieces)),
             (
@@ -485,14 +502,15 @@ impl RxQueue for XskRx {
     }
 }
 
-struct XskTx {
-    /// The way of all frames but those that are too long for it.
-    outbox: Option<Outbox>,
+/// Sends in batches, while it may and but for what is too long for them.
+struct BatchTx {
+    outbox: Outbox,
+    batches: Arc<AtomicBool>,
     ring: RingTx,
 }
 
 struct RingTx {
-    /// `None` where others have all there are, and while it is dropped.
+    /// `None` only while it is dropped.
     sender: Option<Sender>,
     umem: Arc<Umem>,
     /// Frames may have several.
@@ -561,10 +579,12 @@ fn pieces_of(packet: &Packet) -> usize {
     packet.len().div_ceil(PIECE).max(1)
 }
 
-impl TxQueue for XskTx {
+impl TxQueue for BatchTx {
     fn transmit(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
-        let Some(outbox) = &mut self.outbox else { return self.ring.transmit(now, pool, packets) };
-        let mut sent = Sent::default();
+        if !self.batches.load(Ordering::Relaxed) {
+            return self.ring.transmit(now, pool, packets);
+        }
+        let (outbox, mut sent) = (&mut self.outbox, Sent::default());
         for packet in packets.drain(..) {
             if !outbox.has_room_for(packet.bytes()) {
                 sent.add(outbox.send());
@@ -584,11 +604,7 @@ impl TxQueue for XskTx {
 impl TxQueue for RingTx {
     fn transmit(&mut self, _now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
         let mut sent = Sent::default();
-        let Some(sender) = &mut self.sender else {
-            sent.failed = packets.len() as u64;
-            pool.give_all(packets);
-            return sent;
-        };
+        let Some(sender) = &mut self.sender else { return sent };
         sender.complete(|frame| pool.give_frame(frame));
         let mut placed = 0;
         for packet in packets.drain(..) {

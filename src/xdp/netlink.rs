@@ -14,7 +14,7 @@ use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
 use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_generic::{GenlFamily, GenlHeader, GenlMessage};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp};
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
@@ -23,18 +23,48 @@ use netlink_sys::{Socket, SocketAddr};
 /// # Errors
 /// No such interface.
 pub fn attached_program(interface: u32) -> io::Result<Option<u32>> {
-    let mut message = LinkMessage::default();
-    message.header.index = interface;
-    let answer = ask(NETLINK_ROUTE, 0, RouteNetlinkMessage::GetLink(message).into())?;
-    let Some(RouteNetlinkMessage::NewLink(link)) = answer else { return Err(io::ErrorKind::InvalidData.into()) };
-    let xdp = link.attributes.into_iter().find_map(|attribute| match attribute {
-        LinkAttribute::Xdp(xdp) => Some(xdp),
-        _ => None,
-    });
-    Ok(xdp.unwrap_or_default().into_iter().find_map(|attribute| match attribute {
+    Ok(programs(link(interface, None)?).find_map(|attribute| match attribute {
         LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) => Some(id).filter(|id| *id != 0),
         _ => None,
     }))
+}
+
+/// Whether the other end of the veth of this index, in whichever network namespace, has a program in generic mode. `None`: it is no veth.
+///
+/// # Errors
+/// The other end is gone, or we have no privilege where it is.
+pub fn peer_is_generic(interface: u32) -> io::Result<Option<bool>> {
+    let (mut is_veth, mut peer, mut place) = (false, None, None);
+    for attribute in link(interface, None)? {
+        match attribute {
+            LinkAttribute::LinkInfo(info) => is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth)),
+            LinkAttribute::Link(index) => peer = Some(index),
+            LinkAttribute::LinkNetNsId(id) => place = Some(id),
+            _ => {}
+        }
+    }
+    let Some(peer) = peer.filter(|_| is_veth) else { return Ok(None) };
+    let is_one = |attribute| matches!(attribute, LinkXdp::SkbProgId(id) if id != 0);
+    Ok(Some(programs(link(peer, place)?).any(is_one)))
+}
+
+/// What the kernel says of an interface, in our network namespace or in that of number `place`.
+fn link(interface: u32, place: Option<i32>) -> io::Result<Vec<LinkAttribute>> {
+    let mut message = LinkMessage::default();
+    message.header.index = interface;
+    message.attributes.extend(place.map(LinkAttribute::IfNetnsId));
+    match ask(NETLINK_ROUTE, 0, RouteNetlinkMessage::GetLink(message).into())? {
+        Some(RouteNetlinkMessage::NewLink(link)) => Ok(link.attributes),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+fn programs(link: Vec<LinkAttribute>) -> impl Iterator<Item = LinkXdp> {
+    let xdp = link.into_iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(xdp) => Some(xdp),
+        _ => None,
+    });
+    xdp.unwrap_or_default().into_iter()
 }
 
 /// Detaches whatever program is attached without a link.
