@@ -75,6 +75,8 @@ pub(crate) struct Crew {
     flushes: Word,
     /// Rules and marks given back so far: whoever waits for room knows by it that there is some.
     freed: Word,
+    /// How often the device's way to a port has changed: by it a worker knows what another has heard of.
+    ways: Word,
     /// The workers with rules that wait for room, a bit for each.
     hungry: Word,
 }
@@ -130,6 +132,7 @@ impl Crew {
             stopping: Flag::new(false),
             flushes: Word::new(0),
             freed: Word::new(0),
+            ways: Word::new(0),
             hungry: Word::new(0),
         }
     }
@@ -266,6 +269,16 @@ impl Crew {
             (1.., 0) => self.hungry.fetch_and(!(1 << id), Ordering::SeqCst),
             _ => return,
         };
+    }
+
+    /// The device's way to a port has changed; to be called before workers are told.
+    pub fn way_changed(&self) {
+        self.ways.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often that has been so far.
+    pub fn ways_changed(&self) -> u64 {
+        self.ways.load(Ordering::SeqCst)
     }
 
     /// How much room has appeared so far.

@@ -307,7 +307,9 @@ impl Offload {
     /// there than the port that had its number before. Does not wait.
     pub fn port_connected(&self, port: PortNo) {
         let Some(path) = &self.path else { return };
-        for lanes in path.staff().lanes() {
+        let staff = path.staff();
+        staff.crew.way_changed();
+        for lanes in staff.lanes() {
             let same = |message: &Message| matches!(message, Message::PortConnected(number) if *number == port);
             lanes.send_unless(same, Message::PortConnected(port));
         }
@@ -316,7 +318,9 @@ impl Offload {
     /// What the device can do for packets that are to leave by the port has changed: rules that send there are tried anew. Does not wait.
     pub fn port_changed(&self, port: PortNo) {
         let Some(path) = &self.path else { return };
-        for lanes in path.staff().lanes() {
+        let staff = path.staff();
+        staff.crew.way_changed();
+        for lanes in staff.lanes() {
             let same = |message: &Message| matches!(message, Message::PortChanged(number) if *number == port);
             lanes.send_unless(same, Message::PortChanged(port));
         }
@@ -505,6 +509,15 @@ impl Offload {
     }
 }
 
+/// How long workers are waited for that are to give no shards away, when they are stopped.
+const HALT: Duration = Duration::from_secs(1);
+
+/// Up to `most` answers, as far as they come until `deadline`.
+fn answers_of<T>(receiver: &mpsc::Receiver<T>, most: usize, deadline: Instant) -> Vec<T> {
+    let next = || receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+    std::iter::from_fn(next).take(most).collect()
+}
+
 impl Path {
     fn staff(&self) -> MutexGuard<'_, Staff> {
         // Every change under the lock is whole at any moment, or is that of a list that is told of again.
@@ -519,28 +532,30 @@ impl Path {
             staff.crew.set_stopping();
             (StdArc::clone(&staff.crew), std::mem::take(&mut staff.threads))
         };
-        let (reply, receiver) = mpsc::channel();
-        let mut asked = 0;
         let mut stopped = Stopped::default();
+        let mut running = Vec::new();
         for (id, thread) in threads.iter().enumerate() {
-            if thread.is_finished() {
-                stopped.left += crew.posts[id].report().rules;
-            } else {
-                asked += 1;
-                crew.lanes[id].send(Message::Stop { deadline, reply: reply.clone() });
+            match thread.is_finished() {
+                true => stopped.left += crew.posts[id].report().rules,
+                false => running.push(&crew.lanes[id]),
             }
         }
+        // A shard that is given away at this moment reaches its new worker before the message to stop does. Who hangs in the device gives none away.
+        let (reply, receiver) = mpsc::channel();
+        running.iter().for_each(|lanes| lanes.send(Message::Halt(reply.clone())));
         drop(reply);
-        let mut answers = 0;
-        while answers < asked
-            && let Ok(one) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
-            answers += 1;
+        answers_of(&receiver, running.len(), deadline.min(Instant::now() + HALT));
+
+        let (reply, receiver) = mpsc::channel();
+        running.iter().for_each(|lanes| lanes.send(Message::Stop { deadline, reply: reply.clone() }));
+        drop(reply);
+        let (asked, answers) = (running.len(), answers_of(&receiver, running.len(), deadline));
+        for one in &answers {
             stopped.removed += one.removed;
             stopped.left += one.left;
         }
         crew.lanes.iter().for_each(|lanes| lanes.close());
-        if answers == asked {
+        if answers.len() == asked {
             // They have nothing left to do; a panic on the way out changes nothing.
             threads.into_iter().filter(|_| crew.off().is_none()).for_each(|thread| drop(thread.join()));
         } else {

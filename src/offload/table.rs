@@ -126,6 +126,15 @@ impl Rule {
         self.matching.mask().is_exact(Field::InPort).then(|| self.matching.key().in_port())
     }
 
+    /// Whether the device sends its packets to one of these ports, or would if it could.
+    pub fn sends_by(&self, is_it: impl Fn(PortNo) -> bool) -> bool {
+        let Some(has) = &self.has else { return false };
+        match has.short {
+            Some(Unsupported::Port(short)) if is_it(short) => true,
+            _ => has.level == Level::Full && has.actions.outputs().any(is_it),
+        }
+    }
+
     pub fn owns(&self, cell: &Shared<OffloadCell>) -> bool {
         self.owners.iter().any(|owner| Shared::ptr_eq(owner, cell))
     }

@@ -96,6 +96,8 @@ pub enum Message {
     Look,
     /// A shard, with all that is known of its megaflows.
     Adopt(Box<Parcel>),
+    /// No shard is to be given away any more.
+    Halt(std::sync::mpsc::Sender<()>),
     Stop {
         deadline: Instant,
         reply: std::sync::mpsc::Sender<Stopped>,
@@ -119,6 +121,8 @@ pub struct Worker {
     convalescent: bool,
     recovery: Vec<(StdArc<RxProgress>, RxPoint)>,
     ports: BTreeMap<PortNo, Attached>,
+    /// How many changes of the device's ways to ports its rules have been tried anew for.
+    ways_known: u64,
     mailboxes: Vec<Arc<Mailbox>>,
     enabled: bool,
     /// Puts that wait for their batch; `None` where there is none being made.
@@ -234,6 +238,7 @@ impl Worker {
             convalescent,
             recovery: Vec::new(),
             ports: BTreeMap::new(),
+            ways_known: crew.ways_changed(),
             mailboxes: Vec::new(),
             enabled: crew.settings.is_enabled(),
             batch: None,

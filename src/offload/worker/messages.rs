@@ -9,7 +9,6 @@ use super::{Attached, Flushing, Message, Retired, Worker};
 use crate::flow::PortNo;
 use crate::offload::backend::Unsupported;
 use crate::offload::report::{MarkPage, MarkRow};
-use crate::offload::state::Level;
 use crate::offload::table::Rule;
 use crate::offload::{Flushed, Stopped};
 use crate::port::{PortInfo, RxProgress};
@@ -86,6 +85,10 @@ impl Worker {
             }
             Message::Look => self.look(),
             Message::Adopt(parcel) => self.adopt(*parcel),
+            // The crew is stopping, as whoever asks has said before: there is nothing to remember.
+            Message::Halt(reply) => {
+                let _ = reply.send(());
+            }
             Message::Stop { deadline, reply } => {
                 let stopped = self.stop(deadline, now);
                 let _ = reply.send(stopped);
@@ -146,13 +149,10 @@ impl Worker {
 
     /// Every rule in the device that sends to the port, or would, is put anew as far as it goes now.
     fn try_anew(&mut self, port: PortNo) {
-        let sends_there = |rule: &Rule| {
-            let level =
-                rule.has.as_ref().map(|has| (has.level, has.short, has.actions.outputs().any(|out| out == port)));
-            matches!(level, Some((Level::Full, _, true)))
-                || matches!(level, Some((_, Some(Unsupported::Port(short)), _)) if short == port)
-        };
-        let concerned: Vec<_> = self.rules.iter().filter(|(_, rule)| sends_there(rule)).map(|(id, _)| id).collect();
+        // Read first: what changes from here on is told later.
+        self.ways_known = self.crew.ways_changed();
+        let sends = |rule: &Rule| rule.sends_by(|out| out == port);
+        let concerned: Vec<_> = self.rules.iter().filter(|(_, rule)| sends(rule)).map(|(id, _)| id).collect();
         for id in concerned {
             if let Some(rule) = self.rules.get_mut(id) {
                 rule.retry = true;

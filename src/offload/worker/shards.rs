@@ -13,6 +13,8 @@ pub struct Parcel {
     rules: Vec<Rule>,
     /// The device's generation as the giver knew it: a reset since is news to him, and not for the rules.
     generation: Option<Generation>,
+    /// How many changes of the device's ways to ports the rules have been tried anew for.
+    ways: u64,
 }
 
 impl Worker {
@@ -80,16 +82,16 @@ impl Worker {
             }
             let to = plan[shard];
             self.shards[shard] = false;
-            let generation = self.device.generation();
+            let (generation, ways) = (self.device.generation(), self.ways_known);
             // The route first: once the parcel is there, the shard and its route are the other's to give away again.
             self.crew.set_route(shard, to);
-            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules, generation })));
+            self.crew.lanes[to].send(Message::Adopt(Box::new(Parcel { shard, rules, generation, ways })));
         }
     }
 
     /// A shard has come: its rules are ours, and its flows that were here before it are looked at now.
     pub(super) fn adopt(&mut self, parcel: Parcel) {
-        let Parcel { shard, rules, generation } = parcel;
+        let Parcel { shard, rules, generation, ways } = parcel;
         self.shards[shard] = true;
         if self.rules.in_device() == 0 && rules.iter().any(|rule| rule.has.is_some()) {
             self.device.begin_at(generation);
@@ -99,6 +101,8 @@ impl Worker {
         let is_doubtful = self.device.generation() != generation;
         for mut rule in rules {
             rule.condemned |= is_doubtful && rule.has.is_some();
+            // A change that was told here while they were on their way was told to nobody who had them.
+            rule.retry |= ways < self.ways_known && rule.sends_by(|_| true);
             self.count_trouble(&rule, true);
             self.count_in_device(&rule, true);
             if let Some(has) = &rule.has {

@@ -105,6 +105,55 @@ fn troubles_move_with_their_shards() {
 }
 
 #[test]
+fn rules_on_their_way_when_a_port_was_connected_are_put_anew_and_others_once() {
+    for (in_transit, puts) in [(true, true), (false, false)] {
+        let mut world = crew_of(2);
+        let cells: Vec<_> = (0..40).map(|i| world.adopt(i)).collect();
+        world.settle();
+        let moved = rules_of(&world)[1];
+        assert!(moved > 0 && moved < 40);
+        if !in_transit {
+            world.offload.port_connected(PortNo(1));
+            world.settle();
+        }
+        world.operations();
+        world.offload.set_threads(1).unwrap();
+        let now = world.now;
+        // One has given them away, and the other hears of the port before it has them.
+        world.others[0].turn(now);
+        let parcels = world.worker.consumer.take_messages().unwrap();
+        if in_transit {
+            world.offload.port_connected(PortNo(1));
+            world.settle();
+            assert_eq!(world.operations().len(), 40 - moved);
+        }
+        parcels.into_iter().for_each(|parcel| world.worker.obey(parcel, now));
+        world.settle();
+        let expected = if puts { moved } else { 0 };
+        assert_eq!(world.operations(), vec!["replace"; expected], "{in_transit}");
+        drop(cells);
+    }
+}
+
+#[test]
+fn a_shard_given_away_while_the_workers_are_stopped_is_not_forgotten() {
+    for round in 0..200 {
+        let world = World::new(|_, _| {});
+        let device = scripted(&world.script, &Fence::default());
+        let config = OffloadConfig { threads: 2, ..OffloadConfig::default() };
+        let offload = Offload::start(Arc::new(device), Instant::now(), config).unwrap();
+        offload.port_added(port(1), vec![]);
+        let agent = offload.agent(0, Box::new(|| {})).unwrap();
+        let cells: Vec<_> = (1..=64).map(|i| world.adopt_for(&agent, i, output(1), 1)).collect();
+        await_that("all are put", || cells.iter().all(|cell| cell.mark().is_some()));
+        offload.set_threads(1 + round % 2).unwrap();
+        let stopped = offload.stop(Instant::now() + Duration::from_secs(60));
+        assert_eq!(stopped, Stopped { removed: 64, left: 0 }, "round {round}");
+        assert_eq!(world.device_actions().len(), 0);
+    }
+}
+
+#[test]
 fn a_flush_waits_for_the_rules_of_shards_that_are_on_their_way() {
     let mut world = crew_of(2);
     let cells: Vec<_> = (0..100).map(|i| world.adopt(i)).collect();
