@@ -70,13 +70,13 @@ struct Share {
 }
 
 impl Share {
-    /// A share of `chunks`, for the interface of this index, of the first memory that has so many left, or of a new one. `gone`: there is no interface
+    /// A share of `chunks`, for `queues` queues of the interface of this index, of the first memory that has so many left, or of a new one. `gone`: there is no interface
     /// of an index.
-    fn new(chunks: u32, interface: u32, gone: impl Fn(u32) -> bool) -> io::Result<Share> {
+    fn new(chunks: u32, interface: u32, queues: u32, gone: impl Fn(u32) -> bool) -> io::Result<Share> {
         let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
         Group::forget_interfaces(gone);
         let roomy = groups.iter_mut().find(|(group, promised)| {
-            promised + chunks + RESERVE <= group.umem().chunks().saturating_sub(group.missing(interface))
+            promised + chunks + RESERVE <= group.umem().chunks().saturating_sub(group.missing(interface, queues))
         });
         if let Some((group, promised)) = roomy {
             *promised += chunks;
@@ -199,7 +199,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     })?;
     let hook = Arc::new(hook);
     let gone = |interface| matches!(index_to_name_inlined(&asking, interface), Err(Errno::NODEV | Errno::NXIO));
-    let share = Share::new(queues * 2 * ring, ifindex, gone)
+    let share = Share::new(queues * 2 * ring, ifindex, queues, gone)
         .map_err(|error| spec.failed("memory to share with the kernel", error))?;
     let mut setup = Setup { ring, zero_copy, need_wakeup, pieces: true, busy_poll };
     let mut rx: Vec<Box<dyn RxQueue>> = Vec::new();

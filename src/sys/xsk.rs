@@ -108,9 +108,11 @@ impl Group {
         Group { umem, sockets: Mutex::default() }
     }
 
-    /// Chunks that no socket has and that nobody can have now, but for those that come back when the interface of this index is opened.
-    pub fn missing(&self, interface: u32) -> u32 {
-        let here = |parked: &&Parked| parked.interface != interface && std::ptr::eq(parked.lent.umem(), &*self.umem);
+    /// Chunks that no socket has and that nobody can have now, but for those that come back when the first `queues` queues of the interface of
+    /// this index are opened.
+    pub fn missing(&self, interface: u32, queues: u32) -> u32 {
+        let comes_back = |parked: &Parked| parked.interface == interface && parked.queue < queues;
+        let here = |parked: &&Parked| !comes_back(parked) && std::ptr::eq(parked.lent.umem(), &*self.umem);
         self.umem.lost() + PARKING.places().iter().filter(here).map(|parked| parked.lent.count()).sum::<u32>()
     }
 
@@ -149,7 +151,7 @@ impl Group {
             strange: 0,
         };
         let lent = Some(Lent::new(&self.umem));
-        let sender = Sender { ring: send, completion, lent, socket, strange: 0 };
+        let sender = Sender { ring: send, completion, lent, socket };
         Ok((receiver, sender))
     }
 }
@@ -424,7 +426,6 @@ pub struct Sender {
     /// `None` only while it is dropped.
     lent: Option<Lent>,
     socket: Arc<Socket>,
-    strange: u64,
 }
 
 /// Why nothing is sent.
@@ -447,10 +448,8 @@ impl Sender {
         let Some(lent) = &mut self.lent else { return };
         let there = self.completion.waiting(u32::MAX);
         for i in 0..there {
-            match lent.reclaim(self.completion.get(i)) {
-                Some(frame) => each(frame),
-                None => self.strange += 1,
-            }
+            // No kernel is known to give back what it was not lent: there would be nothing to take.
+            lent.reclaim(self.completion.get(i)).into_iter().for_each(&mut each);
         }
         self.completion.tell(there);
     }
