@@ -55,6 +55,7 @@ use futures_channel::oneshot;
 use crate::flow::PortNo;
 use crate::port::{PortInfo, RxProgress};
 use crate::sync::Arc;
+use crate::sys::turns::take_short_turns;
 use crate::telemetry::spread::Spread;
 
 pub use agent::Agent;
@@ -670,7 +671,13 @@ impl Staff {
             // Its shards are those of this moment: what it is given later comes with a message. All else is its own to make, so
             // that a thread that does not start leaves nothing behind.
             let (crew, shards, config) = (StdArc::clone(&self.crew), self.crew.shards_of(id), config.clone());
-            let work = move || Worker::new(id, crew, shards, &config, convalescent).run();
+            let work = move || {
+                // What it does, it does in microseconds, and a poller beside it never sleeps.
+                if let Err(error) = take_short_turns() {
+                    log::debug!(target: "offload", "worker {id} waits for others' turns: {error}");
+                }
+                Worker::new(id, crew, shards, &config, convalescent).run();
+            };
             let thread = std::thread::Builder::new().name(format!("offload-{id}")).spawn(work)?;
             self.threads.push(thread);
             self.hired += 1;

@@ -12,6 +12,7 @@
 //! - [`netdev`]: what an interface is and how it is set, asked by name
 //! - [`peer`]: whose process is at the other end of a unix socket
 //! - [`tap`]: TAP interfaces of our own
+//! - [`turns`]: how the scheduler treats a thread
 #![allow(unsafe_code)]
 
 #[cfg(xdp)]
@@ -24,6 +25,7 @@ pub mod peer;
 pub mod ring;
 pub mod stack;
 pub mod tap;
+pub mod turns;
 pub mod umem;
 #[cfg(xdp)]
 pub mod xsk;
