@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Instant;
 
+use offloadd::flow::text::parse_flow;
 use offloadd::packet::Packet;
+use offloadd::packet::compose::compose;
 use offloadd::port::Sent;
 use rustix::process::Signal;
 
@@ -309,6 +311,11 @@ fn drain(port: &mut Open, into: &mut Vec<Vec<u8>>) {
             port.pool.give_all(&mut packets);
         }
     }
+}
+
+/// The frame of so many bytes that a flow in ODP syntax describes.
+fn made(flow: &str, len: usize) -> Vec<u8> {
+    compose(parse_flow(flow, &()).unwrap().matching.key(), len)
 }
 
 /// The first expected frame of a port that did not come, in words.
@@ -672,4 +679,86 @@ fn a_program_in_generic_mode_at_the_other_end_sees_every_frame() {
         drop(b);
         looked(&mut a, "batch");
     }
+}
+
+#[test]
+fn a_receiver_is_told_of_all_the_memory_of_frames_that_came_in_a_batch() {
+    let (Some(world), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
+    world.ip(&format!("link add va up type veth peer name vb netns {}", other.name));
+    other.ip("link set vb address 02:00:00:00:00:09 up");
+    other.ip("addr add 10.1.0.2/24 dev vb");
+    let mut a = world.open("va,type=xsk,send=batch");
+    let socket = other.enter(|| std::net::UdpSocket::bind("10.1.0.2:9").unwrap());
+    rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 16_384).unwrap();
+    let room = rustix::net::sockopt::socket_recv_buffer_size(&socket).unwrap();
+    // A short one first: what is behind it is longer.
+    let datagram = |len: usize| {
+        let flow = "in_port(1),eth(src=02:00:00:00:00:01,dst=02:00:00:00:00:09),eth_type(0x0800),\
+                    ipv4(src=10.1.0.1,dst=10.1.0.2,proto=17,tos=0,ttl=64,frag=no),udp(src=9,dst=9)";
+        made(flow, len)
+    };
+    let frames: Vec<Vec<u8>> = std::iter::once(datagram(60)).chain((0..31).map(|_| datagram(1_514))).collect();
+    assert_eq!(a.send(&frames).packets, 32);
+    socket.set_nonblocking(true).unwrap();
+    let mut came = Vec::new();
+    let mut bytes = [0; 2_000];
+    while let Ok(len) = socket.recv(&mut bytes) {
+        came.push(len);
+    }
+    let sum: usize = came.iter().sum();
+    assert!(came.len() > 2 && sum <= room, "{sum} bytes are in {room} bytes of memory: {came:?}");
+}
+
+#[test]
+fn a_batch_leaves_in_order_where_the_interface_has_several_queues() {
+    let Some(world) = Namespace::new() else { return };
+    if !has("ethtool") {
+        return;
+    }
+    world.ip("link add va numtxqueues 4 numrxqueues 4 type veth peer name vb numtxqueues 4 numrxqueues 4");
+    for interface in ["va", "vb"] {
+        world.run(&format!("ethtool -L {interface} rx 4 tx 4"));
+        world.ip(&format!("link set {interface} up"));
+    }
+    let (mut a, mut b) = (world.open("va,type=xsk,send=batch"), world.open("vb,type=xsk"));
+    // Of flows that a hash would tell apart.
+    let frames: Vec<Vec<u8>> = (0..64)
+        .map(|i| {
+            let text = format!(
+                "in_port(1),eth_type(0x0800),ipv4(src=10.1.0.{},dst=10.1.0.2,proto=17),udp(src={i},dst=9)",
+                i % 8
+            );
+            made(&text, 60 + i)
+        })
+        .collect();
+    for _ in 0..10 {
+        assert_eq!(a.send(&frames).packets, 64);
+        let mut came = Vec::new();
+        until("they have come", || {
+            drain(&mut b, &mut came);
+            came.len() >= frames.len()
+        });
+        assert_eq!(came, frames);
+    }
+}
+
+#[test]
+fn frames_that_wait_in_the_ring_leave_before_those_of_a_batch() {
+    let (Some(world), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
+    world.ip(&format!("link add va up type veth peer name vb netns {}", other.name));
+    other.ip("link set vb up");
+    let mut a = world.open("va,type=xsk");
+    let frames: Vec<Vec<u8>> = (0..60).map(|i| frame(60 + i, &[])).collect();
+    let generic = other.open("vb,type=xsk,xdp-mode=generic");
+    let looks = |a: &mut Open| assert!(world.enter(|| a.port.look_after()));
+    looks(&mut a);
+    world.ip("link set va down");
+    assert_eq!(a.send(&frames[..20]).packets, 0, "they wait");
+    drop(generic);
+    let mut b = other.open("vb,type=xsk,xdp-mode=native");
+    looks(&mut a);
+    world.ip("link set va up");
+    a.send(&frames[20..40]);
+    a.send(&frames[40..]);
+    assert_eq!(bytes(&b.receive(60)), frames);
 }

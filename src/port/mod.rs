@@ -165,7 +165,7 @@ pub trait TxQueue: Send {
 pub struct Sent {
     pub packets: u64,
     pub bytes: u64,
-    /// The device had no room.
+    /// The device had no room, or what is in front of it dropped them.
     pub full: u64,
     /// The device refused them (down, gone, too long for it).
     pub failed: u64,

@@ -10,11 +10,12 @@
 //! `BPF_PROG_RUN` (`Documentation/bpf/bpf_prog_run.rst` of the kernel) on a packet that it fills with each frame in turn, and of which
 //! `bpf_clone_redirect` (bpf-helpers(7)) sends a copy.
 //!
+//! From Linux 6.3 on: before, the program is interrupted by whoever receives, as a socket is.
+//!
 //! # Thread-safety
 //! One owner, as of any transmit queue.
 
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,8 +24,8 @@ use super::Sent;
 use crate::sys::bpf::{Memory, run_on};
 use crate::xdp::{LoadError, Object};
 
-/// The longest frame, in bytes.
-pub const LONGEST: usize = (1 << 14) - 1;
+/// The longest frame, in bytes: the kernel begins with a packet of a page, less what it needs around it, and here none may grow.
+pub const LONGEST: usize = 3_400;
 
 /// The shortest: an Ethernet header.
 const SHORTEST: usize = 14;
@@ -33,16 +34,17 @@ const SHORTEST: usize = 14;
 const FRAMES: usize = 32;
 const ROOM: usize = 1 << 16;
 
-/// How much of a packet the kernel is told at first: of one said to be IP, no less than its header, whatever the frame is.
-const FIRST: Range<usize> = 64..2_048;
+/// The least that the kernel is told of a packet at first: of one said to be IP it wants a header, whatever the frame is.
+const LEAST: usize = 64;
 
 /// Where the members of `struct outbox` stand.
 mod at {
     pub const INTERFACE: usize = 0;
-    pub const COUNT: usize = 4;
-    pub const SENT: usize = 8;
-    pub const FAILED: usize = 12;
-    pub const SENT_BYTES: usize = 16;
+    pub const QUEUE: usize = 4;
+    pub const COUNT: usize = 8;
+    pub const SENT: usize = 16;
+    pub const FAILED: usize = 20;
+    pub const SENT_BYTES: usize = 24;
     pub const FRAMES: usize = 32;
     pub const BYTES: usize = FRAMES + 8 * super::FRAMES;
 }
@@ -54,8 +56,9 @@ pub struct Outbox {
     count: usize,
     /// Bytes of the room that are taken.
     filled: usize,
-    /// Of the first frame: its length, and the type by which the kernel knows all that are sent with it.
-    len: usize,
+    /// Bytes of the longest that waits.
+    longest: usize,
+    /// The type of the first, by which the kernel knows all that are sent with it.
     kind: [u8; 2],
     /// The network namespace of the interface, until it is known to be the sender's.
     home: Option<u64>,
@@ -64,22 +67,24 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// An empty one, for the interface of this index in the calling thread's network namespace.
+    /// An empty one, for a transmit queue of the interface of this index in the calling thread's network namespace. Where it has no such
+    /// queue, the kernel takes another, always the same.
     ///
     /// # Errors
     /// The kernel or a privilege does not allow it.
-    pub fn open(interface: u32) -> Result<Outbox, LoadError> {
+    pub fn open(interface: u32, queue: u32) -> Result<Outbox, LoadError> {
         let other = |error: io::Error| LoadError::Other(error.to_string());
         let object = Object::send()?;
         let map = object.map("outboxes").map_err(other)?;
-        if map.value_len() != at::BYTES + ROOM + LONGEST + 1 {
+        if map.value_len() != at::BYTES + ROOM + LONGEST {
             return Err(LoadError::Other("its memory is laid out otherwise".to_owned()));
         }
         let memory = map.memory().map_err(other)?;
         memory.u32(at::INTERFACE).store(interface, Relaxed);
+        memory.u32(at::QUEUE).store(queue, Relaxed);
         let program = object.program().and_then(|program| program.try_clone_to_owned()).map_err(other)?;
         let (kind, home) = ([0; 2], Some(network_namespace()));
-        Ok(Outbox { program, memory, count: 0, filled: 0, len: 0, kind, home, astray: false })
+        Ok(Outbox { program, memory, count: 0, filled: 0, longest: 0, kind, home, astray: false })
     }
 
     /// Whether `frame` can be laid beside what waits. If not, it can be once that was sent.
@@ -98,13 +103,14 @@ impl Outbox {
             return false;
         }
         if self.count == 0 {
-            (self.len, self.kind) = (frame.len(), kind(frame));
+            (self.longest, self.kind) = (LEAST, kind(frame));
         }
         assert!(self.count < FRAMES && self.filled < ROOM, "room for a frame");
         let (place, entry) = (self.filled, at::FRAMES + 8 * self.count);
         self.memory.u32(entry).store(place as u32, Relaxed);
         self.memory.u32(entry + 4).store(frame.len() as u32, Relaxed);
         self.memory.write(at::BYTES + place, frame);
+        self.longest = self.longest.max(frame.len());
         self.filled = (place + frame.len()).next_multiple_of(8);
         self.count += 1;
         true
@@ -129,7 +135,8 @@ impl Outbox {
         self.memory.u32(at::SENT).store(0, Relaxed);
         self.memory.u32(at::FAILED).store(0, Relaxed);
         self.memory.u64(at::SENT_BYTES).store(0, Relaxed);
-        let first = at::BYTES..at::BYTES + self.len.clamp(FIRST.start, FIRST.end);
+        // As long as any of them, of whatever bytes.
+        let first = at::BYTES..at::BYTES + self.longest;
         let refused = run_on(self.program.as_fd(), &self.memory, first).err();
         let packets = self.memory.u32(at::SENT).load(Relaxed).into();
         let (failed, bytes) =

@@ -18,9 +18,11 @@
 //! `ethtool -K PEER tx off gso off tso off`.
 
 //!
-//! With `send=auto`, frames leave in batches by a veth whose socket copies anyway. Such frames are *redirected* to the kernel, which shows them to no
-//! XDP program in generic mode at the other end (`netif_receive_generic_xdp` in its net/core/dev.c). So while there is one they leave through the ring;
-//! we look about once a second. Programs in the driver, which is what a veth is given unless somebody insists, see all frames.
+//! With `send=auto`, frames leave in batches by a veth whose socket copies anyway, from Linux 6.3 on, where the MTU is no more than 3,378 bytes. They
+//! pass, unlike those of a socket, what the kernel has at the port's interface on the way out: the queueing discipline, programs of tc and rules of
+//! nftables for egress. And they are *redirected* to it, so that it shows them to no XDP program in generic mode at the other end
+//! (`netif_receive_generic_xdp` in its net/core/dev.c). While there is one, frames leave through the ring; but it is looked for about once a second, and
+//! until then misses them. Programs in the driver, which is what a veth is given unless somebody insists, see all frames.
 
 use std::cell::Cell;
 use std::io;
@@ -106,8 +108,10 @@ struct XskPort {
     hook: Arc<Hook>,
     setup: Setup,
     zero_copy: bool,
-    /// How frames leave, `None`: as is best.
+    /// How frames are to leave, `None`: as is best.
     way: Option<Way>,
+    /// They can leave in batches.
+    can_batch: bool,
     /// They leave in batches now.
     batches: Arc<AtomicBool>,
     /// A socket of the interface's namespace, to ask about it.
@@ -229,6 +233,11 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     };
     let (mtu, zero_copy, tx) = (Cell::new(mtu), is_zero_copy, Arc::new(Mutex::new(tx)));
     let was_attached = true;
+    let may_batch = match way {
+        Some(way) => way == Way::Batch,
+        None => is_linux(6, 3) && matches!(netlink::peer_is_generic(ifindex), Ok(Some(_))),
+    };
+    let can_batch = may_batch && !zero_copy;
     let port = XskPort {
         info,
         ifindex,
@@ -238,6 +247,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         setup,
         zero_copy,
         way,
+        can_batch,
         batches: Arc::default(),
         asking,
         mtu,
@@ -296,13 +306,20 @@ impl XskPort {
 
     /// Finds out how frames should leave from now on.
     fn choose_way(&self) {
-        let copied_in_one = || !self.zero_copy && ETHERNET + self.mtu.get() <= outbox::LONGEST;
-        let batches = match self.way {
-            Some(way) => way == Way::Batch,
-            None => copied_in_one() && netlink::peer_is_generic(self.ifindex).is_ok_and(|is| is == Some(false)),
-        };
+        // All of them in one way, as far as that goes.
+        let fit = || ETHERNET + self.mtu.get() <= outbox::LONGEST;
+        let seen = || netlink::peer_is_generic(self.ifindex).is_ok_and(|is| is == Some(false));
+        let batches = self.can_batch && (self.way == Some(Way::Batch) || fit() && seen());
         self.batches.store(batches, Ordering::Relaxed);
     }
+}
+
+/// Whether the kernel is of this version, or a newer one.
+fn is_linux(major: u32, minor: u32) -> bool {
+    let system = rustix::system::uname();
+    let release = system.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse().ok());
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
 }
 
 impl Port for XskPort {
@@ -324,13 +341,14 @@ impl Port for XskPort {
     fn open_tx(&mut self) -> io::Result<Option<Box<dyn TxQueue>>> {
         let Some(sender) = self.tx.lock().unwrap_or_else(PoisonError::into_inner).pop() else { return Ok(None) };
         let (umem, home) = (Arc::clone(self.share.group.umem()), Arc::clone(&self.tx));
+        let queue = sender.queue();
         let ring = RingTx { sender: Some(sender), umem, pieces: self.setup.pieces, home };
-        if self.way != Some(Way::Ring) && !self.zero_copy {
-            match Outbox::open(self.ifindex) {
+        if self.can_batch {
+            match Outbox::open(self.ifindex, queue) {
                 Ok(outbox) => return Ok(Some(Box::new(BatchTx { outbox, batches: Arc::clone(&self.batches), ring }))),
                 Err(error) => {
                     log::warn!(target: "port", "{}: frames leave through the ring: {error}", self.info.name);
-                    self.way = Some(Way::Ring);
+                    self.can_batch = false;
                     self.choose_way();
                 }
             }
@@ -519,6 +537,13 @@ struct RingTx {
     home: Arc<Senders>,
 }
 
+impl RingTx {
+    #[inline]
+    fn is_idle(&self) -> bool {
+        self.sender.as_ref().is_none_or(Sender::is_idle)
+    }
+}
+
 impl Drop for RingTx {
     fn drop(&mut self) {
         let mut home = self.home.lock().unwrap_or_else(PoisonError::into_inner);
@@ -581,7 +606,8 @@ fn pieces_of(packet: &Packet) -> usize {
 
 impl TxQueue for BatchTx {
     fn transmit(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
-        if !self.batches.load(Ordering::Relaxed) {
+        // What waits in the ring goes first.
+        if !self.batches.load(Ordering::Relaxed) || !self.ring.is_idle() {
             return self.ring.transmit(now, pool, packets);
         }
         let (outbox, mut sent) = (&mut self.outbox, Sent::default());

@@ -423,8 +423,8 @@ pub fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<TestRun> {
     Ok(TestRun { action: request.retval, metadata: out[..begin].to_vec(), frame: out[begin..whole].to_vec() })
 }
 
-/// Runs a TC program (`BPF_PROG_TYPE_SCHED_CLS`) once, on a packet that has at first the bytes `within` of `memory`, 14 to 2,048 of them. It
-/// goes nowhere by itself.
+/// Runs a TC program (`BPF_PROG_TYPE_SCHED_CLS`) once, on a packet that has at first the bytes `within` of `memory`, 14 to some 3,700 of
+/// them. It goes nowhere by itself.
 ///
 /// # Errors
 /// No memory, no such program, or not so many bytes.

@@ -438,6 +438,17 @@ pub enum Refused {
 }
 
 impl Sender {
+    /// The number of its queue.
+    pub fn queue(&self) -> u32 {
+        self.socket.home.queue
+    }
+
+    /// Whether the kernel has given back all that it was to send, as of the last [`Sender::complete`].
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        self.lent.as_ref().is_none_or(|lent| lent.count() == 0)
+    }
+
     pub fn socket(&self) -> &Arc<Socket> {
         &self.socket
     }

@@ -22,11 +22,11 @@ pub struct Object {
 /// Why a program could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    #[error("loading XDP programs needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for the device's")]
+    #[error("loading BPF programs needs CAP_BPF and CAP_NET_ADMIN, and CAP_PERFMON for the device's")]
     Permission,
-    #[error("the kernel is older than {needed}, or lacks what the XDP program needs: {text}")]
+    #[error("the kernel is older than {needed}, or lacks what the program needs: {text}")]
     Kernel { needed: &'static str, text: String },
-    #[error("loading the XDP program: {0}")]
+    #[error("loading the BPF program: {0}")]
     Other(String),
 }
 

@@ -14,24 +14,25 @@ static long (*bpf_clone_redirect)(struct __sk_buff *packet, __u32 interface, __u
 #define FRAMES 32
 #define ROOM (1 << 16) /* for the frames' bytes */
 #define SHORTEST 14
-#define LONGEST ((1 << 14) - 1)
+#define LONGEST 3400
 
 #define NO_MEMORY (-12)
 
 /* `outbox.rs` describes the same in Rust. */
 struct outbox {
     __u32 interface; /* index of the one that they leave by */
+    __u32 queue;     /* number of its transmit queue, so that they leave in order; as far as it has as many */
     __u32 count;
+    __u32 unused;
     /* What became of them; for the rest there was no room. */
     __u32 sent;
     __u32 failed;
     __u64 sent_bytes;
-    __u64 unused;
     struct {
         __u32 at;
         __u32 len;
     } frames[FRAMES];
-    __u8 bytes[ROOM + LONGEST + 1];
+    __u8 bytes[ROOM + LONGEST];
 };
 
 struct {
@@ -45,25 +46,33 @@ struct {
 SEC("classifier")
 int send(struct __sk_buff *packet)
 {
-    __u32 zero = 0, i, at, len, before = packet->len;
+    __u32 zero = 0, i, at, len, longest = packet->len, now = longest;
     struct outbox *outbox = bpf_map_lookup_elem(&outboxes, &zero);
     long answer;
 
     if (!outbox)
         return 0;
+    /* As the kernel records where a packet came from, and sends it on. */
+    packet->queue_mapping = outbox->queue + 1;
 #pragma clang loop unroll(disable)
     for (i = 0; i < FRAMES; i++) {
         if (i >= outbox->count)
             break;
         at = outbox->frames[i].at;
         len = outbox->frames[i].len;
-        if (at >= ROOM || len < SHORTEST || len > LONGEST)
-            break;
-        if (len != before && bpf_skb_change_tail(packet, len, 0))
-            break;
-        before = len;
+        /*
+         * Never longer than it was at first: the kernel would not see to it that the memory of one that grows is accounted for (pskb_expand_head
+         * looks at its socket), and a receiver that is told of less memory than there are bytes counts wrong, or worse.
+         */
+        if (at >= ROOM || len < SHORTEST || len > LONGEST || len > longest) {
+            outbox->failed++;
+            continue;
+        }
+        if (len != now && bpf_skb_change_tail(packet, len, 0))
+            continue;
+        now = len;
         if (bpf_skb_store_bytes(packet, 0, outbox->bytes + at, len, BPF_F_INVALIDATE_HASH))
-            break;
+            continue;
         answer = bpf_clone_redirect(packet, outbox->interface, 0);
         /* Above 0, this one was dropped, or another in its place. Counted in memory, of which the verifier follows no values. */
         if (answer == 0) {
