@@ -14,6 +14,7 @@ use offloadd::flow::text::parse_flow;
 use offloadd::packet::Packet;
 use offloadd::packet::compose::compose;
 use offloadd::port::Sent;
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use rustix::process::Signal;
 
 use crate::capture;
@@ -670,14 +671,25 @@ fn a_program_in_generic_mode_at_the_other_end_sees_every_frame() {
         assert!(world.enter(|| a.port.look_after()));
         assert!(a.port.details().contains(&("send", way.to_owned())), "not by {way}");
     };
+    // It sees what leaves as the kernel's packets, and not what the socket sends.
+    let all = Protocol::from_raw(0x0003_u32.to_be().wrapping_shr(16).try_into().unwrap());
+    let tap =
+        world.enter(|| socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::NONBLOCK, Some(all)).unwrap());
+    let tapped = || std::iter::from_fn(|| recv(&tap, &mut [0_u8; 100][..], RecvFlags::empty()).ok()).count();
     let frames: Vec<Vec<u8>> = (0..40).map(|i| frame(60 + i, &[])).collect();
     for (mode, way) in [("generic", "ring"), ("native", "batch"), ("generic", "ring")] {
         let mut b = other.open(&format!("vb,type=xsk,xdp-mode={mode}"));
         looked(&mut a, way);
         assert_eq!(a.send(&frames).packets, 40);
         assert_eq!(bytes(&b.receive(40)), frames);
+        assert_eq!(tapped(), if way == "batch" { 40 } else { 0 }, "{mode}");
         drop(b);
         looked(&mut a, "batch");
+        for _ in 0..3 {
+            assert_eq!(a.send(&frames).packets, 40);
+        }
+        // Whatever was in the ring has left at the first time.
+        assert!(tapped() >= 80);
     }
 }
 

@@ -75,7 +75,7 @@ pub(crate) struct Crew {
     flushes: Word,
     /// Rules and marks given back so far: whoever waits for room knows by it that there is some.
     freed: Word,
-    /// How often the device's way to a port has changed: by it a worker knows what another has heard of.
+    /// The number of the newest change of the device's way to a port.
     ways: Word,
     /// The workers with rules that wait for room, a bit for each.
     hungry: Word,
@@ -271,13 +271,13 @@ impl Crew {
         };
     }
 
-    /// The device's way to a port has changed; to be called before workers are told.
-    pub fn way_changed(&self) {
-        self.ways.fetch_add(1, Ordering::SeqCst);
+    /// The number of a change of the device's way to a port: greater than all before.
+    pub fn next_way(&self) -> u64 {
+        self.ways.fetch_add(1, Ordering::SeqCst) + 1
     }
 
-    /// How often that has been so far.
-    pub fn ways_changed(&self) -> u64 {
+    /// The number of the newest such change: what a rule that is put now knows of.
+    pub fn newest_way(&self) -> u64 {
         self.ways.load(Ordering::SeqCst)
     }
 

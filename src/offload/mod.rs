@@ -309,10 +309,11 @@ impl Offload {
     pub fn port_connected(&self, port: PortNo) {
         let Some(path) = &self.path else { return };
         let staff = path.staff();
-        staff.crew.way_changed();
+        // Under the lock, so that workers hear of changes in the order of their numbers.
+        let way = staff.crew.next_way();
         for lanes in staff.lanes() {
-            let same = |message: &Message| matches!(message, Message::PortConnected(number) if *number == port);
-            lanes.send_unless(same, Message::PortConnected(port));
+            let same = |message: &Message| matches!(message, Message::PortConnected(number, _) if *number == port);
+            lanes.send_in_place_of(same, Message::PortConnected(port, way));
         }
     }
 
@@ -320,10 +321,11 @@ impl Offload {
     pub fn port_changed(&self, port: PortNo) {
         let Some(path) = &self.path else { return };
         let staff = path.staff();
-        staff.crew.way_changed();
+        // Under the lock, so that workers hear of changes in the order of their numbers.
+        let way = staff.crew.next_way();
         for lanes in staff.lanes() {
-            let same = |message: &Message| matches!(message, Message::PortChanged(number) if *number == port);
-            lanes.send_unless(same, Message::PortChanged(port));
+            let same = |message: &Message| matches!(message, Message::PortChanged(number, _) if *number == port);
+            lanes.send_in_place_of(same, Message::PortChanged(port, way));
         }
     }
 
@@ -510,7 +512,7 @@ impl Offload {
     }
 }
 
-/// How long workers are waited for that are to give no shards away, when they are stopped.
+/// How long workers are waited for at most that are to give no shards away, when they are stopped.
 const HALT: Duration = Duration::from_secs(1);
 
 /// Up to `most` answers, as far as they come until `deadline`.
@@ -545,7 +547,8 @@ impl Path {
         let (reply, receiver) = mpsc::channel();
         running.iter().for_each(|lanes| lanes.send(Message::Halt(reply.clone())));
         drop(reply);
-        answers_of(&receiver, running.len(), deadline.min(Instant::now() + HALT));
+        let patience = HALT.min(deadline.saturating_duration_since(Instant::now()) / 4);
+        answers_of(&receiver, running.len(), Instant::now() + patience);
 
         let (reply, receiver) = mpsc::channel();
         running.iter().for_each(|lanes| lanes.send(Message::Stop { deadline, reply: reply.clone() }));

@@ -252,10 +252,11 @@ impl<T, M> Queue<T, M> {
         }
     }
 
-    /// Leaves `message`, unless the worker has yet to read one for which `which` holds.
-    pub fn send_unless(&self, which: impl Fn(&M) -> bool, message: M) {
+    /// Leaves `message`, and takes back what the worker has yet to read and for which `which` holds.
+    pub fn send_in_place_of(&self, which: impl Fn(&M) -> bool, message: M) {
         let mut messages = self.lock();
-        if !messages.closed && !messages.waiting.iter().any(which) {
+        if !messages.closed {
+            messages.waiting.retain(|waiting| !which(waiting));
             messages.waiting.push(message);
             self.announce();
         }

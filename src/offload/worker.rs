@@ -80,9 +80,9 @@ pub enum Message {
     PortAdded(PortInfo, Vec<StdArc<RxProgress>>),
     PortRemoved(PortNo),
     /// The device serves the port.
-    PortConnected(PortNo),
+    PortConnected(PortNo, u64),
     /// The device can do more, or less, for packets that leave by it.
-    PortChanged(PortNo),
+    PortChanged(PortNo, u64),
     Flush {
         number: u64,
         gathering: StdArc<Gathering>,
@@ -121,7 +121,7 @@ pub struct Worker {
     convalescent: bool,
     recovery: Vec<(StdArc<RxProgress>, RxPoint)>,
     ports: BTreeMap<PortNo, Attached>,
-    /// How many changes of the device's ways to ports its rules have been tried anew for.
+    /// The newest change of the device's ways to ports that its rules know of, and of all before.
     ways_known: u64,
     mailboxes: Vec<Arc<Mailbox>>,
     enabled: bool,
@@ -238,7 +238,7 @@ impl Worker {
             convalescent,
             recovery: Vec::new(),
             ports: BTreeMap::new(),
-            ways_known: crew.ways_changed(),
+            ways_known: crew.newest_way(),
             mailboxes: Vec::new(),
             enabled: crew.settings.is_enabled(),
             batch: None,

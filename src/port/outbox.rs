@@ -68,7 +68,7 @@ pub struct Outbox {
 
 impl Outbox {
     /// An empty one, for a transmit queue of the interface of this index in the calling thread's network namespace. Where it has no such
-    /// queue, the kernel takes another, always the same.
+    /// queue, or is told to choose otherwise (XPS), the kernel takes another.
     ///
     /// # Errors
     /// The kernel or a privilege does not allow it.
@@ -83,6 +83,8 @@ impl Outbox {
         memory.u32(at::INTERFACE).store(interface, Relaxed);
         memory.u32(at::QUEUE).store(queue, Relaxed);
         let program = object.program().and_then(|program| program.try_clone_to_owned()).map_err(other)?;
+        // Whether it may be run, and on so much.
+        run_on(program.as_fd(), &memory, at::BYTES..at::BYTES + LONGEST).map_err(other)?;
         let (kind, home) = ([0; 2], Some(network_namespace()));
         Ok(Outbox { program, memory, count: 0, filled: 0, longest: 0, kind, home, astray: false })
     }

@@ -16,7 +16,6 @@
 //!
 //! The other end must finish its checksums and segments itself, as on a wire: no word of what a kernel left undone comes with a frame. For veth that is
 //! `ethtool -K PEER tx off gso off tso off`.
-
 //!
 //! With `send=auto`, frames leave in batches by a veth whose socket copies anyway, from Linux 6.3 on, where the MTU is no more than 3,378 bytes. They
 //! pass, unlike those of a socket, what the kernel has at the port's interface on the way out: the queueing discipline, programs of tc and rules of
@@ -235,7 +234,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     let was_attached = true;
     let may_batch = match way {
         Some(way) => way == Way::Batch,
-        None => is_linux(6, 3) && matches!(netlink::peer_is_generic(ifindex), Ok(Some(_))),
+        None => is_linux(6, 3) && !matches!(netlink::peer_is_generic(ifindex), Ok(None)),
     };
     let can_batch = may_batch && !zero_copy;
     let port = XskPort {
@@ -306,10 +305,10 @@ impl XskPort {
 
     /// Finds out how frames should leave from now on.
     fn choose_way(&self) {
-        // All of them in one way, as far as that goes.
-        let fit = || ETHERNET + self.mtu.get() <= outbox::LONGEST;
+        // All in one way, or one might overtake another.
+        let fit = || ETHERNET + self.mtu() <= outbox::LONGEST;
         let seen = || netlink::peer_is_generic(self.ifindex).is_ok_and(|is| is == Some(false));
-        let batches = self.can_batch && (self.way == Some(Way::Batch) || fit() && seen());
+        let batches = self.can_batch && fit() && (self.way == Some(Way::Batch) || seen());
         self.batches.store(batches, Ordering::Relaxed);
     }
 }
@@ -345,7 +344,14 @@ impl Port for XskPort {
         let ring = RingTx { sender: Some(sender), umem, pieces: self.setup.pieces, home };
         if self.can_batch {
             match Outbox::open(self.ifindex, queue) {
-                Ok(outbox) => return Ok(Some(Box::new(BatchTx { outbox, batches: Arc::clone(&self.batches), ring }))),
+                Ok(outbox) => {
+                    return Ok(Some(Box::new(BatchTx {
+                        outbox,
+                        batches: Arc::clone(&self.batches),
+                        ring,
+                        ring_in_use: false,
+                    })));
+                }
                 Err(error) => {
                     log::warn!(target: "port", "{}: frames leave through the ring: {error}", self.info.name);
                     self.can_batch = false;
@@ -520,11 +526,13 @@ impl RxQueue for XskRx {
     }
 }
 
-/// Sends in batches, while it may and but for what is too long for them.
+/// Sends in batches while it may.
 struct BatchTx {
     outbox: Outbox,
     batches: Arc<AtomicBool>,
     ring: RingTx,
+    /// Something may be in the ring.
+    ring_in_use: bool,
 }
 
 struct RingTx {
@@ -535,13 +543,6 @@ struct RingTx {
     pieces: bool,
     /// Where another poller may take it.
     home: Arc<Senders>,
-}
-
-impl RingTx {
-    #[inline]
-    fn is_idle(&self) -> bool {
-        self.sender.as_ref().is_none_or(Sender::is_idle)
-    }
 }
 
 impl Drop for RingTx {
@@ -604,25 +605,42 @@ fn pieces_of(packet: &Packet) -> usize {
     packet.len().div_ceil(PIECE).max(1)
 }
 
+impl BatchTx {
+    #[cold]
+    fn by_the_ring(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
+        self.ring_in_use = true;
+        self.ring.transmit(now, pool, packets)
+    }
+
+    /// Whether frames wait in the ring yet: they leave first.
+    #[cold]
+    fn await_ring(&mut self, pool: &mut Pool) -> bool {
+        let Some(sender) = &mut self.ring.sender else { return false };
+        sender.complete(|frame| pool.give_frame(frame));
+        self.ring_in_use = !sender.is_idle();
+        !sender.is_emptied()
+    }
+}
+
 impl TxQueue for BatchTx {
     fn transmit(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
-        // What waits in the ring goes first.
-        if !self.batches.load(Ordering::Relaxed) || !self.ring.is_idle() {
-            return self.ring.transmit(now, pool, packets);
+        if !self.batches.load(Ordering::Relaxed) || self.ring_in_use && self.await_ring(pool) {
+            return self.by_the_ring(now, pool, packets);
         }
-        let (outbox, mut sent) = (&mut self.outbox, Sent::default());
-        for packet in packets.drain(..) {
-            if !outbox.has_room_for(packet.bytes()) {
-                sent.add(outbox.send());
+        let mut sent = Sent::default();
+        // A frame that is too long for a batch, after the MTU has changed, takes all behind it along.
+        let fit = packets.iter().position(|packet| packet.len() > outbox::LONGEST).unwrap_or(packets.len());
+        for packet in packets.drain(..fit) {
+            if !self.outbox.has_room_for(packet.bytes()) {
+                sent.add(self.outbox.send());
             }
-            if outbox.put(packet.bytes()) {
-                pool.give(packet);
-            } else {
-                sent.add(outbox.send());
-                sent.add(self.ring.transmit(now, pool, &mut vec![packet]));
-            }
+            sent.failed += u64::from(!self.outbox.put(packet.bytes()));
+            pool.give(packet);
         }
-        sent.add(outbox.send());
+        sent.add(self.outbox.send());
+        if !packets.is_empty() {
+            sent.add(self.by_the_ring(now, pool, packets));
+        }
         sent
     }
 }

@@ -444,9 +444,13 @@ impl Sender {
     }
 
     /// Whether the kernel has given back all that it was to send, as of the last [`Sender::complete`].
-    #[inline]
     pub fn is_idle(&self) -> bool {
         self.lent.as_ref().is_none_or(|lent| lent.count() == 0)
+    }
+
+    /// Whether the kernel has taken all that it was to send.
+    pub fn is_emptied(&mut self) -> bool {
+        self.ring.is_emptied()
     }
 
     pub fn socket(&self) -> &Arc<Socket> {

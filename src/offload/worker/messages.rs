@@ -56,9 +56,9 @@ impl Worker {
         match message {
             Message::AgentAdded(mailbox) => self.mailboxes.push(mailbox),
             Message::PortAdded(info, queues) => self.attach(info, queues),
-            Message::PortChanged(number) => self.try_anew(number),
-            Message::PortConnected(number) => {
-                self.try_anew(number);
+            Message::PortChanged(number, way) => self.try_anew(number, way),
+            Message::PortConnected(number, way) => {
+                self.try_anew(number, way);
                 self.look_at_port(number);
             }
             Message::PortRemoved(number) => {
@@ -148,9 +148,8 @@ impl Worker {
     }
 
     /// Every rule in the device that sends to the port, or would, is put anew as far as it goes now.
-    fn try_anew(&mut self, port: PortNo) {
-        // Read first: what changes from here on is told later.
-        self.ways_known = self.crew.ways_changed();
+    fn try_anew(&mut self, port: PortNo, way: u64) {
+        self.ways_known = self.ways_known.max(way);
         let sends = |rule: &Rule| rule.sends_by(|out| out == port);
         let concerned: Vec<_> = self.rules.iter().filter(|(_, rule)| sends(rule)).map(|(id, _)| id).collect();
         for id in concerned {

@@ -13,7 +13,7 @@ pub struct Parcel {
     rules: Vec<Rule>,
     /// The device's generation as the giver knew it: a reset since is news to him, and not for the rules.
     generation: Option<Generation>,
-    /// How many changes of the device's ways to ports the rules have been tried anew for.
+    /// The newest change of the device's ways to ports that the rules know of, and of all before.
     ways: u64,
 }
 

@@ -136,6 +136,23 @@ fn rules_on_their_way_when_a_port_was_connected_are_put_anew_and_others_once() {
 }
 
 #[test]
+fn rules_on_their_way_know_of_no_change_that_their_giver_had_yet_to_hear_of() {
+    let mut world = crew_of(2);
+    let cells: Vec<_> = (0..40).map(|i| world.adopt(i)).collect();
+    world.settle();
+    // Both hear of another port first, and one gives its rules away before it hears of theirs.
+    world.offload.port_connected(PortNo(2));
+    world.offload.set_threads(1).unwrap();
+    world.offload.port_connected(PortNo(1));
+    world.operations();
+    let now = world.now;
+    world.others[0].turn(now);
+    world.settle();
+    assert_eq!(world.operations(), ["replace"; 40]);
+    drop(cells);
+}
+
+#[test]
 fn a_shard_given_away_while_the_workers_are_stopped_is_not_forgotten() {
     for round in 0..200 {
         let world = World::new(|_, _| {});
