@@ -460,6 +460,22 @@ fn what_an_xsk_port_needs_is_named() {
 }
 
 #[test]
+fn the_interface_takes_every_frame_while_there_is_a_port_unless_it_is_not_to() {
+    let Some(world) = Namespace::new() else { return };
+    world.veth("va", "vb");
+    let takers = || {
+        let shown = world.enter(|| Command::new("ip").args(["-d", "link", "show", "va"]).output().unwrap());
+        number(&String::from_utf8_lossy(&shown.stdout), "promiscuity")
+    };
+    for (promisc, expected) in [("yes", 1), ("no", 0)] {
+        let port = world.open(&format!("va,type=xsk,promisc={promisc}"));
+        assert_eq!(takers(), expected);
+        drop(port);
+        until("it is as it was", || takers() == 0);
+    }
+}
+
+#[test]
 fn a_program_that_was_displaced_or_detached_is_noticed() {
     let Some((switch, hosts)) = switched(2, "native", "xdp") else { return };
     if !(has("bpftool") && has("ping")) {
