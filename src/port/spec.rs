@@ -73,7 +73,7 @@ impl Kind {
             Kind::Pcap => super::pcap::OPTIONS,
             Kind::Tap => super::tap::OPTIONS,
             Kind::Packet => super::packet_socket::OPTIONS,
-            Kind::Xsk => &["queues", "xdp-mode", "ring", "use-need-wakeup", "busy-poll", "send", "force"],
+            Kind::Xsk => &["queues", "xdp-mode", "ring", "use-need-wakeup", "busy-poll", "send", "promisc", "force"],
         }
     }
 

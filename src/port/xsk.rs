@@ -8,6 +8,7 @@
 //! | `use-need-wakeup=no` | the kernel is called whether it wants to be or not |
 //! | `send=WAY` | `ring`: through the socket; `batch`: as packets of the kernel's, many a call ([`Outbox`]); `auto`, the default: below |
 //! | `busy-poll=USEC` | the kernel polls the device for so long when it is called, up to 1,000,000; 0, the default: interrupts wake it |
+//! | `promisc=no` | takes only the frames that the interface takes anyway |
 //! | `force=yes` | displaces the XDP program of somebody else |
 //!
 //! All `xsk` ports share their memory as far as it goes ([`Group`]), so that a frame goes out by another port in the chunk that it came in.
@@ -40,6 +41,7 @@ use crate::flow::PortNo;
 use crate::offload::mark::Mark;
 use crate::packet::{BATCH, MAX_FRAME, Packet, Pool};
 use crate::sys::netdev;
+use crate::sys::packet;
 use crate::sys::umem::{CHUNK, Frame, Umem};
 use crate::sys::xsk::{FRAME_AT, Group, METADATA, PIECE, Received, Receiver, Refused, Sender, Setup};
 use crate::xdp::{AttachError, Hook, Mode, netlink};
@@ -115,6 +117,8 @@ struct XskPort {
     batches: Arc<AtomicBool>,
     /// A socket of the interface's namespace, to ask about it.
     asking: OwnedFd,
+    /// While it is open, the interface takes every frame. `None`: only those that it takes anyway.
+    _takes_all: Option<OwnedFd>,
     mtu: Cell<usize>,
     was_attached: bool,
     /// Receive queues that the interface had when it was last looked at.
@@ -166,6 +170,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     }
     let busy_poll = Duration::from_micros(spec.number_in("busy-poll", 0..=1_000_000, 0)?);
     let need_wakeup = spec.flag("use-need-wakeup", true)?;
+    let promiscuous = spec.flag("promisc", true)?;
     let force = spec.flag("force", false)?;
     let (wanted, zero_copy) = mode(spec)?;
     let way = way(spec)?;
@@ -218,6 +223,8 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         rx.push(Box::new(XskRx::new(receiver, Arc::clone(share.group.umem()), Arc::clone(&hook), ifindex, number)));
         tx.push(sender);
     }
+    let takes_all = promiscuous.then(|| take_all(ifindex)).transpose();
+    let takes_all = takes_all.map_err(|error| spec.failed("promiscuous mode", error))?;
     // In the order of the queues they are taken.
     tx.reverse();
     let info = PortInfo {
@@ -249,6 +256,7 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
         can_batch,
         batches: Arc::default(),
         asking,
+        _takes_all: takes_all,
         mtu,
         was_attached,
         there,
@@ -257,6 +265,13 @@ pub fn open(spec: &PortSpec, number: PortNo) -> Result<Box<dyn Port>, OpenError>
     };
     port.choose_way();
     Ok(Box::new(port))
+}
+
+/// Has the interface of this index take every frame, whoever it is for, for as long as the answer is open.
+fn take_all(ifindex: u32) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    packet::promiscuous(&socket, ifindex)?;
+    Ok(socket)
 }
 
 /// Opens one queue's socket; without frames in several pieces where the kernel or the driver knows none and none are `needed`.

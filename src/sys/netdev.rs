@@ -53,6 +53,28 @@ pub fn rx_queues(socket: impl AsFd, name: &str) -> io::Result<u32> {
     Ok(channels.rx.saturating_add(channels.combined))
 }
 
+/// The name of the interface's driver.
+///
+/// # Errors
+/// Among others `EOPNOTSUPP`, for drivers that do not tell.
+pub fn driver(socket: impl AsFd, name: &str) -> io::Result<String> {
+    /// `struct ethtool_drvinfo`.
+    #[repr(C)]
+    struct Info {
+        command: u32,
+        driver: [u8; 32],
+        _rest: [u8; 160],
+    }
+    /// `ETHTOOL_GDRVINFO`.
+    const GET_INFO: u32 = 3;
+    let mut info = Info { command: GET_INFO, driver: [0; 32], _rest: [0; 160] };
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = (&raw mut info).cast();
+    // The kernel follows the pointer, to a structure of the length that the command takes and that lives and is ours alone during the call.
+    call(socket, libc::SIOCETHTOOL, &mut request)?;
+    Ok(info.driver.iter().take_while(|byte| **byte != 0).map(|byte| char::from(*byte)).collect())
+}
+
 /// Sets the interface up.
 pub fn set_up(socket: impl AsFd, name: &str) -> io::Result<()> {
     let mut request = request(name)?;

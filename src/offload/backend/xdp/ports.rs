@@ -5,9 +5,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
+use rustix::net::netdevice::index_to_name_inlined;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
 use super::layout::{self, PORTS, QUEUES};
 use super::shared::Shared;
 use crate::flow::PortNo;
+use crate::sys::netdev;
 use crate::xdp::{Hook, netlink};
 
 /// The ports of a device. One thread at a time: its owner is a lock.
@@ -26,6 +30,23 @@ struct Served {
     queues: Vec<u32>,
     /// Its driver sends frames that are redirected to it.
     takes: bool,
+}
+
+impl Served {
+    /// Its frames are not copied, and there is no room in front of them when they are redirected (`xdp_convert_zc_to_xdp_frame` in the
+    /// kernel's net/core/xdp.c).
+    fn is_zero_copy(&self) -> bool {
+        self.hook.as_ref().is_some_and(|hook| hook.sockets().iter().any(|(_, socket)| socket.is_zero_copy()))
+    }
+}
+
+/// Whether the interface's driver drops redirected frames without room in front of them, where it lays a header of its own.
+fn needs_room(interface: u32) -> bool {
+    let asked = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).and_then(|socket| {
+        let name = index_to_name_inlined(&socket, interface)?;
+        Ok(netdev::driver(&socket, name.as_str()))
+    });
+    matches!(asked, Ok(Ok(driver)) if driver == "virtio_net")
 }
 
 impl Ports {
@@ -113,8 +134,10 @@ impl Ports {
 
     /// Asks anew whether the port's driver takes redirected frames. `true` when that has changed.
     pub fn look_again(&mut self, number: PortNo) -> bool {
+        let zero_copy = self.served.values().any(Served::is_zero_copy);
         let Some(served) = self.served.get_mut(&number) else { return false };
-        let takes = netlink::takes_redirects(served.interface).ok().flatten().unwrap_or(false);
+        let takes = netlink::takes_redirects(served.interface).ok().flatten().unwrap_or(false)
+            && !(zero_copy && needs_room(served.interface));
         if takes == served.takes {
             return false;
         }
