@@ -165,7 +165,15 @@ impl Switch {
     /// # Errors
     /// Name or number taken, or the device cannot be opened; then nothing has changed.
     pub async fn add_port(&self, spec: &PortSpec) -> Result<PortNo, AddPortError> {
-        let number = self.ports().reserve(spec)?;
+        let reserved = self.ports().reserve(spec);
+        let number = match reserved {
+            // The port of that name or number may be on its way out: whoever takes it there has the baton until it is.
+            Err(_) => {
+                drop(self.baton.take().await);
+                self.ports().reserve(spec)?
+            }
+            Ok(number) => number,
+        };
         // Neither the table of ports nor the other changes wait for a device that opens slowly.
         let port = port::open(spec, number).inspect_err(|_| self.forget(number))?;
         let _baton = self.baton.take().await;
