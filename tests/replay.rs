@@ -15,6 +15,7 @@ use std::{iter, thread};
 use offloadd::datapath::poller::Reports;
 use offloadd::datapath::shared::Shared;
 use offloadd::datapath::switch::{PollerConfig, Switch};
+use offloadd::flow::PortNo;
 use offloadd::offload::backend::sim::{Nic, Options as NicOptions, Sim};
 use offloadd::offload::{Offload, OffloadConfig};
 use offloadd::slowpath::{Options, Slowpath};
@@ -439,6 +440,29 @@ fn finish<T>(future: impl Future<Output = T>) -> T {
         Poll::Pending => false,
     });
     answer.unwrap()
+}
+
+#[test]
+fn a_port_may_be_added_while_the_one_of_its_name_and_number_is_on_its_way_out() {
+    let bench = Bench::new();
+    let spec = "p2,type=sim,port_no=2".parse().unwrap();
+    let mut context = Context::from_waker(Waker::noop());
+    for _ in 0..20 {
+        let (mut removal, mut addition) =
+            (pin!(bench.switch.remove_port(PortNo(2))), pin!(bench.switch.add_port(&spec)));
+        // Begun first, so that it is under way.
+        let mut is_removed = removal.as_mut().poll(&mut context).is_ready();
+        let mut added = None;
+        await_that("one is gone and the other there", || {
+            if added.is_none()
+                && let Poll::Ready(answer) = addition.as_mut().poll(&mut context)
+            {
+                added = Some(answer.unwrap());
+            }
+            is_removed = is_removed || removal.as_mut().poll(&mut context).is_ready();
+            is_removed && added == Some(PortNo(2))
+        });
+    }
 }
 
 #[test]

@@ -621,7 +621,6 @@ fn pieces_of(packet: &Packet) -> usize {
 }
 
 impl BatchTx {
-    #[cold]
     fn by_the_ring(&mut self, now: Instant, pool: &mut Pool, packets: &mut Vec<Packet>) -> Sent {
         self.ring_in_use = true;
         self.ring.transmit(now, pool, packets)

@@ -672,3 +672,24 @@ impl<T> Drop for Ring<T> {
 
 // SAFETY: the mapping is the ring's own and not bound to a thread.
 unsafe impl<T: Send> Send for Ring<T> {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parked_chunks_are_missing_but_for_those_of_queues_that_are_opened_again() {
+        let umem = Umem::new(8).unwrap();
+        let group = Group::new(Arc::clone(&umem));
+        let mut lent = Lent::new(&umem);
+        lent.lend(umem.take().unwrap()).ok().unwrap();
+        // No interface has this index.
+        let (interface, queue) = (u32::MAX, 3);
+        drop(Left::InUse(Some(lent), Home { interface, queue }));
+        assert_eq!([4, 3, 0].map(|queues| group.missing(interface, queues)), [0, 1, 1]);
+        assert_eq!(group.missing(1, 64), 1);
+        assert_eq!(umem.free(), 7);
+        Group::forget_interfaces(|gone| gone == interface);
+        assert_eq!((group.missing(1, 64), umem.free()), (0, 8));
+    }
+}

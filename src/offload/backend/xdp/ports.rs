@@ -28,25 +28,20 @@ struct Served {
     hook: Option<Arc<Hook>>,
     interface: u32,
     queues: Vec<u32>,
+    /// Its frames are not copied, and there is no room in front of them when they are redirected (`xdp_convert_zc_to_xdp_frame` in the
+    /// kernel's net/core/xdp.c).
+    zero_copy: bool,
     /// Its driver sends frames that are redirected to it.
     takes: bool,
 }
 
-impl Served {
-    /// Its frames are not copied, and there is no room in front of them when they are redirected (`xdp_convert_zc_to_xdp_frame` in the
-    /// kernel's net/core/xdp.c).
-    fn is_zero_copy(&self) -> bool {
-        self.hook.as_ref().is_some_and(|hook| hook.sockets().iter().any(|(_, socket)| socket.is_zero_copy()))
-    }
-}
-
 /// Whether the interface's driver drops redirected frames without room in front of them, where it lays a header of its own.
 fn needs_room(interface: u32) -> bool {
-    let asked = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None).and_then(|socket| {
-        let name = index_to_name_inlined(&socket, interface)?;
-        Ok(netdev::driver(&socket, name.as_str()))
-    });
-    matches!(asked, Ok(Ok(driver)) if driver == "virtio_net")
+    let driver = || -> io::Result<String> {
+        let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        netdev::driver(&socket, index_to_name_inlined(&socket, interface)?.as_str())
+    };
+    driver().is_ok_and(|driver| driver == "virtio_net")
 }
 
 impl Ports {
@@ -107,7 +102,9 @@ impl Ports {
         self.shared.clear_port(slot);
         let generation = self.next_generation();
         self.shared.ports.update(&interface.to_ne_bytes(), &layout::port(number.0, slot as u32, generation))?;
-        self.served.insert(number, Served { slot, hook, interface, queues: Vec::new(), takes: false });
+        let zero_copy =
+            hook.as_ref().is_some_and(|hook| hook.sockets().iter().any(|(_, socket)| socket.is_zero_copy()));
+        self.served.insert(number, Served { slot, hook, interface, queues: Vec::new(), zero_copy, takes: false });
         Ok(slot)
     }
 
@@ -134,7 +131,7 @@ impl Ports {
 
     /// Asks anew whether the port's driver takes redirected frames. `true` when that has changed.
     pub fn look_again(&mut self, number: PortNo) -> bool {
-        let zero_copy = self.served.values().any(Served::is_zero_copy);
+        let zero_copy = self.served.values().any(|served| served.zero_copy);
         let Some(served) = self.served.get_mut(&number) else { return false };
         let takes = netlink::takes_redirects(served.interface).ok().flatten().unwrap_or(false)
             && !(zero_copy && needs_room(served.interface));
